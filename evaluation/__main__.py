@@ -1,0 +1,100 @@
+"""`python -m evaluation fidelity | speed | classify | sheet`: measures to JSON.
+
+Exit status 0, or 2 with one line on standard error when what was asked cannot be done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .report import provenance, write_json
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Build the command line's grammar."""
+    parser = argparse.ArgumentParser(prog="python -m evaluation", description="Is it any good?")
+    commands = parser.add_subparsers(dest="what", required=True)
+    model = argparse.ArgumentParser(add_help=False)
+    model.add_argument("--model", default="pipeline", help="folder or Hub id of the pipeline (default: %(default)s)")
+    model.add_argument("--seed", type=int, default=0, help="of every draw, and of the first image (default: 0)")
+    made = argparse.ArgumentParser(add_help=False, parents=[model])
+    made.add_argument("--data", default="../shared/data/images", help="folder with the packs (default: %(default)s)")
+    made.add_argument("--steps", type=int, help="denoising steps (default: the model's)")
+    made.add_argument("--guidance", type=float, help="guidance scale (default: the model's)")
+    made.add_argument("--batch", type=int, default=4, help="images a call (default: 4)")
+    made.add_argument("--cache", help="folder that keeps images and judges, so that an interrupted run goes on")
+
+    one = commands.add_parser("fidelity", parents=[made], help="KID against unseen real images")
+    one.add_argument("--modality", required=True, help="chest-xray, ct, brain-mri or blood-smear")
+    one.add_argument("--count", type=int, default=200, help="images to compare, at least 20 (default: 200)")
+    one.add_argument("--synthetic", help="folder of DICOM or picture files to measure instead of generating")
+    one.add_argument("--out", required=True, help="JSON to write")
+
+    one = commands.add_parser("speed", parents=[model], help="seconds an image, beside the bare diffusers loop")
+    one.add_argument("--steps", type=int, nargs="+", help="denoising steps (default: the model's, and half of them)")
+    one.add_argument("--batches", type=int, nargs="+", default=[1, 4], help="images a call (default: 1 4)")
+    one.add_argument("--repeats", type=int, default=3, help="turns of each way (default: 3)")
+    one.add_argument("--out", required=True, help="JSON to write")
+
+    one = commands.add_parser("classify", parents=[made], help="does an image show what its prompt asked for")
+    one.add_argument(
+        "--tasks", nargs="+", default=["modality", "blood-cell", "brain-tumour"], help="default: all three"
+    )
+    one.add_argument("--count", type=int, default=200, help="images a task; 0 checks the judges alone (default: 200)")
+    one.add_argument("--varied", action="store_true", help="word the captions anew instead of the packs' plain text")
+    one.add_argument("--out", required=True, help="JSON to write")
+
+    one = commands.add_parser("sheet", parents=[made], help="contact sheet of generated images")
+    one.add_argument("--rows", type=int, default=5)
+    one.add_argument("--columns", type=int, default=8)
+    one.add_argument("--blind", action="store_true", help="shuffled and without captions; the answers are in the JSON")
+    one.add_argument("--varied", action="store_true", help="word the captions anew instead of the packs' plain text")
+    one.add_argument("--out", required=True, help="PNG to write; the prompts go to a JSON beside it")
+    return parser
+
+
+def measure(what: str, options: dict[str, Any]) -> tuple[dict[str, Any], Path]:
+    """Run one command; returns its result and where the JSON goes."""
+    # Imported only now: `--help` and mistakes in the command line should not wait for torch.
+    out = Path(options.pop("out"))
+    if what == "fidelity":
+        from .fidelity import fidelity
+
+        return fidelity(**options), out
+    if what == "speed":
+        from .speed import speed
+
+        return speed(**options), out
+    if what == "classify":
+        from .classify import classify
+
+        return classify(**options), out
+    from .sheet import make_sheet
+
+    return make_sheet(out=out, **options), out.with_suffix(".json")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    options = vars(make_parser().parse_args(arguments))
+    what = options.pop("what")
+    try:
+        if options.get("batch", 1) < 1:
+            raise ValueError(f"`batch` is {options['batch']}: numbers from 1 are allowed")
+        result, path = measure(what, options)
+        print(write_json(path, {**result, **provenance()}))
+    except (ValueError, OSError, ImportError) as error:
+        print(f"{what}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{what}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

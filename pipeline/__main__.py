@@ -1,0 +1,132 @@
+"""The command line: `python -m pipeline generate "PROMPT" --out DIR`.
+
+Prints one written path a line. Exit status 0; 2 with one line on stderr for bad input, and nothing is left in DIR.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from .dicom_files import write_files
+from .dicom_patient import Patient, Study
+from .dicom_pixels import COMPRESSIONS
+from .dicom_profiles import MODALITIES, PROFILES
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options of every command."""
+    parser = _Parser("python -m pipeline", description="Synthetic medical images as DICOM. Not for diagnosis.")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+    generate = commands.add_parser("generate", help="make images from a prompt, or from a prompt and an image")
+    generate.add_argument("prompt", help='for example "axial T1 brain MRI with contrast, meningioma"')
+    generate.add_argument("--out", required=True, metavar="DIR", type=Path, help="folder to write into")
+    names = dict.fromkeys([*MODALITIES, *PROFILES])
+    generate.add_argument("--modality", metavar="M", help=f"one of {', '.join(names)}; by default what the prompt names")
+    generate.add_argument("--image", metavar="FILE", type=Path, help="DICOM or picture to start from")
+    generate.add_argument("--strength", metavar="S", type=float, help="how far to leave the image, above 0 to 1 (0.6)")
+    generate.add_argument("--frame", metavar="N", type=int, help="frame of a multi-frame image, from 1")
+    generate.add_argument("--count", metavar="N", type=int, default=1, help="number of images (1)")
+    generate.add_argument("--seed", metavar="K", type=int, help="seed of the first image; the next have K+1, ...")
+    generate.add_argument("--steps", metavar="N", type=int, help="denoising steps; by default the model's")
+    generate.add_argument("--guidance", metavar="G", type=float, help="guidance scale; by default the model's")
+    generate.add_argument("--negative-prompt", metavar="TEXT", help="what is not wanted")
+    generate.add_argument("--patient", metavar="KEY=VALUE", action="append", default=[], help=_fields(Patient))
+    generate.add_argument("--study", metavar="KEY=VALUE", action="append", default=[], help=_fields(Study))
+    generate.add_argument("--png", action="store_true", help="write a PNG beside each DICOM file")
+    generate.add_argument("--compress", metavar="NAME", help=f"lossless: {', '.join(COMPRESSIONS)}")
+    generate.add_argument("--zip", action="store_true", help="write one zip archive instead of files")
+    generate.add_argument("--dicomdir", action="store_true", help="write a DICOM file set with a DICOMDIR")
+    generate.add_argument("--model", metavar="M", help="folder or Hub id of another model")
+    generate.add_argument("--device", metavar="D", help="cpu, cuda or mps; by default the best there is")
+    return parser
+
+
+def _fields(cls: type) -> str:
+    return f"value for the header, repeatable; keys: {', '.join(cls.__dataclass_fields__)}"  # type: ignore[attr-defined]
+
+
+def _made(cls: type, pairs: list[str], option: str) -> Any:
+    """A Patient or Study of KEY=VALUE pairs; None when there are none."""
+    values: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or key not in cls.__dataclass_fields__:  # type: ignore[attr-defined]
+            raise ValueError(f"`{option}` is {pair!r}; allowed is KEY=VALUE with {_fields(cls).split('; ')[1]}")
+        values[key] = value
+    return cls(**values) if values else None
+
+
+def generate(options: argparse.Namespace) -> list[Path]:
+    """Carry out `generate`; returns the written paths."""
+    if options.compress is not None and options.compress not in COMPRESSIONS:
+        raise ValueError(f"`--compress` is {options.compress!r}; allowed are {', '.join(COMPRESSIONS)}")
+    if options.image is None and (options.strength is not None or options.frame is not None):
+        raise ValueError("`--strength` and `--frame` need `--image`")
+    if options.image is not None and not options.image.is_file():
+        raise ValueError("`--image` is no file")
+    if options.out.exists() and not options.out.is_dir():
+        raise ValueError(f"`--out` is {str(options.out)!r}, which is no folder")
+    if options.model is not None and not Path(options.model).is_dir() and options.model.count("/") != 1:
+        raise ValueError(f"`--model` is {options.model!r}; allowed is a folder or a Hub id such as org/name")
+    patient, study = _made(Patient, options.patient, "--patient"), _made(Study, options.study, "--study")
+    import torch  # seconds to import: only after the options have been found good
+
+    from .pipeline import SyntheticDicomPipeline
+
+    pipe = SyntheticDicomPipeline.from_pretrained(options.model or Path(__file__).parent)
+    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        pipe.to(options.device or best)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"`--device` is {options.device!r}, which cannot be used here") from error
+    output = pipe(
+        options.prompt,
+        options.image,
+        0.6 if options.strength is None else options.strength,
+        modality=options.modality,
+        seed=options.seed,
+        negative_prompt=options.negative_prompt,
+        num_images_per_prompt=options.count,
+        num_inference_steps=options.steps,
+        guidance_scale=options.guidance,
+        frame=options.frame,
+        patient=patient,
+        study=study,
+    )
+    pictures = [np.asarray(image, np.float32) / 255 for image in output.images] if options.png else None
+    return write_files(
+        output.dicoms, options.out, compression=options.compress, zip_archive=options.zip,
+        dicomdir=options.dicomdir, png_pixels=pictures,
+    )  # fmt: skip
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; returns the exit status."""
+    options = build_parser().parse_args(arguments)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    warnings.simplefilter("ignore")
+    try:
+        for path in generate(options):
+            print(path)
+    except (ValueError, OSError) as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

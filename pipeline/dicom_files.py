@@ -1,0 +1,184 @@
+"""Write datasets as files: DICOM, zip, DICOMDIR and PNG; all of them or none."""
+
+import hashlib
+import os
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL.PngImagePlugin import PngInfo
+from pydicom import Dataset
+from pydicom.fileset import FileSet
+
+from .dicom_pixels import compress, to_picture
+from .dicom_profiles import PROFILES
+from .dicom_provenance import NOT_FOR_DIAGNOSIS, Recipe, read_recipe, uid_of
+
+_ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # a fixed one: the same images give the same archive
+
+
+def write_files(
+    datasets: Sequence[Dataset],
+    out: str | os.PathLike[str],
+    *,
+    compression: str | None = None,
+    zip_archive: bool = False,
+    dicomdir: bool = False,
+    png_pixels: Sequence[np.ndarray] | None = None,
+) -> list[Path]:
+    """Write datasets into a folder: all of them, or on any failure none.
+
+    Parameters
+    ----------
+    datasets : sequence of pydicom.Dataset
+        From `to_dataset`, uncompressed.
+    out : path
+        Folder; made where it does not exist.
+    compression : str, optional
+        One of `COMPRESSIONS`, without loss.
+    zip_archive : bool
+        Write one zip archive that holds everything, and nothing beside it.
+    dicomdir : bool
+        Write a DICOM file set: a DICOMDIR, and the images in folders under the short names that it demands.
+    png_pixels : sequence of numpy.ndarray, optional
+        Float pixels of each dataset, for a PNG of each.
+
+    Returns
+    -------
+    list of pathlib.Path
+        What was written; a file set begins with its DICOMDIR.
+
+    Raises
+    ------
+    FileExistsError
+        If a file of that name with other content exists. An identical one is left as it is.
+    """
+    if not datasets:
+        raise ValueError("`datasets` is empty; at least one is needed")
+    if png_pixels is not None and len(png_pixels) != len(datasets):
+        raise ValueError(f"`png_pixels` has {len(png_pixels)} images, but `datasets` has {len(datasets)}")
+    uids = [dataset.SOPInstanceUID for dataset in datasets]
+    if len(set(uids)) != len(uids):
+        raise ValueError("`datasets` holds one SOP Instance UID twice: the same image was made twice")
+    if compression is not None:
+        datasets = [compress(dataset, compression) for dataset in datasets]
+    folder = Path(out)
+    new_folders = _make(folder)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder) as temporary:
+            parts = _write_parts(datasets, Path(temporary), dicomdir, png_pixels)
+            if zip_archive:
+                parts = [_zip(parts, Path(temporary), f"synthetic-{_short(*uids)}.zip")]
+            return _move(parts, Path(temporary), folder)
+    except BaseException:
+        for made in new_folders:
+            made.rmdir()
+        raise
+
+
+def file_stem(dataset: Dataset) -> str:
+    """Give the file name, without its ending, of a dataset: profile, seed and a short digest."""
+    recipe = _recipe(dataset)
+    return f"{recipe.modality}-{recipe.seed}-{_short(dataset.SOPInstanceUID)}"
+
+
+def _short(*values: str) -> str:
+    return hashlib.sha256(" ".join(values).encode()).hexdigest()[:8]
+
+
+def _recipe(dataset: Dataset) -> Recipe:
+    recipe = read_recipe(dataset)
+    if recipe is None or recipe.modality not in PROFILES:
+        raise ValueError("`datasets` holds one without a recipe; allowed are those of `to_dataset`")
+    return recipe
+
+
+def _make(folder: Path) -> list[Path]:
+    """Make a folder and its parents; give the new ones, deepest first."""
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"`out` is {str(folder)!r}, which is a file; allowed is a folder")
+    if folder.exists() and not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"`out` is {str(folder)!r}, which cannot be written to")
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    made: list[Path] = []
+    try:
+        for path in reversed(new):
+            path.mkdir(exist_ok=True)
+            made.insert(0, path)
+    except OSError:
+        for path in made:
+            path.rmdir()
+        raise
+    return made
+
+
+def _write_parts(
+    datasets: Sequence[Dataset], folder: Path, dicomdir: bool, png_pixels: Sequence[np.ndarray] | None
+) -> list[Path]:
+    """Write every file under a temporary folder and give their paths."""
+    written = []
+    if dicomdir:
+        written += _write_file_set(datasets, folder)
+    else:
+        for dataset in datasets:
+            path = folder / f"{file_stem(dataset)}.dcm"
+            dataset.save_as(path, enforce_file_format=True)
+            written.append(path)
+    for dataset, pixels in zip(datasets, png_pixels if png_pixels is not None else (), strict=False):
+        path = folder / f"{file_stem(dataset)}.png"
+        recipe = _recipe(dataset)
+        notes = PngInfo()
+        notes.add_text("Comment", NOT_FOR_DIAGNOSIS)
+        notes.add_text("Recipe", recipe.to_json())
+        to_picture(pixels, PROFILES[recipe.modality]).save(path, pnginfo=notes)
+        written.append(path)
+    return written
+
+
+def _write_file_set(datasets: Sequence[Dataset], folder: Path) -> list[Path]:
+    file_set = FileSet()
+    file_set.ID = "SYNTHETIC"
+    file_set.UID = uid_of("file set", *(dataset.SOPInstanceUID for dataset in datasets))
+    for dataset in datasets:
+        _recipe(dataset)
+        file_set.add(dataset)
+    file_set.write(folder)
+    index = folder / "DICOMDIR"
+    return [index, *sorted(path for path in folder.rglob("*") if path.is_file() and path != index)]
+
+
+def _zip(parts: Sequence[Path], folder: Path, name: str) -> Path:
+    path = folder / name
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for part in parts:
+            entry = zipfile.ZipInfo(part.relative_to(folder).as_posix(), _ZIP_DATE)
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            entry.external_attr = 0o644 << 16
+            archive.writestr(entry, part.read_bytes())
+    return path
+
+
+def _move(parts: Sequence[Path], temporary: Path, folder: Path) -> list[Path]:
+    """Move files from the temporary folder to their places; on a failure take back what was moved."""
+    targets = [folder / part.relative_to(temporary) for part in parts]
+    for part, target in zip(parts, targets, strict=True):
+        if target.exists() and (not target.is_file() or target.read_bytes() != part.read_bytes()):
+            raise FileExistsError(f"`out` already holds another {target.relative_to(folder)}; nothing was written")
+    moved: list[Path] = []
+    new_folders: list[Path] = []
+    try:
+        for part, target in zip(parts, targets, strict=True):
+            if target.exists():
+                continue
+            new_folders = _make(target.parent) + new_folders
+            os.replace(part, target)
+            moved.append(target)
+    except BaseException:
+        for path in moved:
+            path.unlink()
+        for path in new_folders:
+            path.rmdir()
+        raise
+    return targets

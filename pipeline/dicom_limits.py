@@ -1,0 +1,215 @@
+"""What the input stage allows, and how it takes things out of a DICOM header that it does not trust.
+
+Only the elements named in this module are ever read; names, numbers, UIDs and dates of the input are skipped while
+parsing. No message repeats a word of the input.
+"""
+
+import logging
+import math
+import threading
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pydicom
+from pydicom.dataelem import RawDataElement
+from pydicom.dataset import Dataset
+from pydicom.uid import ExplicitVRLittleEndian
+
+MAX_BYTES = 256 * 1024 * 1024  # of a file, also after inflating a deflated one
+MAX_PIXELS = 36_000_000  # of one frame or picture: the largest mammography and phone cameras fit
+MAX_FRAMES = 1_000_000
+MAX_READS = 500_000  # steps of the parser: stops files that are made of millions of tiny or nested elements
+MAX_SEQUENCE_BYTES = 16 * 1024 * 1024
+MAX_ITEMS = 50_000  # of a sequence, nested ones included
+MAX_VALUE_BYTES = 256 * 1024  # of an element other than the pixels, before its values become Python objects
+
+PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+PALETTES = ("Red", "Green", "Blue")
+WANTED = [
+    "Modality", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows",
+    "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelAspectRatio", "PixelSpacing",
+    "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelPaddingValue", "PixelPaddingRangeLimit",
+    "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction",
+    "VOILUTSequence", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "ExtendedOffsetTable",
+    "ExtendedOffsetTableLengths", *PIXEL_KEYWORDS,
+    *(f"{colour}PaletteColorLookupTable{part}" for colour in PALETTES for part in ("Descriptor", "Data")),
+    *(f"Segmented{colour}PaletteColorLookupTableData" for colour in PALETTES),
+]  # fmt: skip
+_LOUD = ("pydicom", "PIL", "pylibjpeg", "libjpeg", "openjpeg", "rle", "jpeg_ls")
+_LOCK = threading.Lock()
+
+
+class ImageInputError(ValueError):
+    """An image that cannot be used; the message is one sentence and holds no text of the input."""
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence what pydicom, its decoders and Pillow warn of or log on this thread, because they quote the file."""
+    thread = threading.get_ident()
+
+    def others(record: logging.LogRecord) -> bool:
+        return record.thread != thread
+
+    with _LOCK, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # a filter is not inherited by the loggers below, so each needs its own
+        loggers = [logging.getLogger(name) for name in list(logging.root.manager.loggerDict) if name.startswith(_LOUD)]
+        for logger in loggers:
+            logger.addFilter(others)
+        try:
+            yield
+        finally:
+            for logger in loggers:
+                logger.removeFilter(others)
+
+
+def attempt(work: Callable[[], Any], message: str) -> Any:
+    """Return ``work()``; on any failure raise ``message`` instead, without the failure's own words or traceback."""
+    try:
+        return work()
+    except ImageInputError:
+        raise
+    except Exception:  # hostile files raise anything, RecursionError and MemoryError among them
+        pass
+    raise ImageInputError(message)  # outside the handler, so that the cause is not chained to it
+
+
+class _CountingReader(BytesIO):
+    """A file in memory that gives up after ``MAX_READS`` reads."""
+
+    reads = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read as BytesIO does, and count."""
+        self.reads += 1
+        if self.reads > MAX_READS:
+            raise ImageInputError("`image`: the DICOM header has too many elements to be read.")
+        return super().read(size)
+
+
+def looks_like_dicom(data: bytes) -> bool:
+    """Tell by content whether ``data`` is a DICOM file, with or without the 128 byte preamble."""
+    if data[128:132] == b"DICM":
+        return True
+    group_two_or_eight = data[:2] in (b"\x02\x00", b"\x08\x00") and data[3:4] == b"\x00"
+    explicit = data[4:6].isalpha() and data[4:6].isupper()
+    return group_two_or_eight and (explicit or data[6:8] == b"\x00\x00") and len(data) > 8
+
+
+def parse_dicom(data: bytes) -> Dataset:
+    """Parse the few elements that make an image; everything else is skipped unread."""
+    source = _CountingReader(_inflated(data))
+    force = data[128:132] != b"DICM"
+    return attempt(
+        lambda: pydicom.dcmread(source, force=force, specific_tags=list(WANTED)),
+        "`image`: the DICOM header is damaged and cannot be read.",
+    )
+
+
+def _inflated(data: bytes) -> bytes:
+    """Undo the deflated transfer syntax here, where the size of the result can be bounded."""
+    deflated, plain = b"1.2.840.10008.1.2.1.99", ExplicitVRLittleEndian.encode()
+    if data[128:140] != b"DICM\x02\x00\x00\x00UL\x04\x00" or deflated not in data[:4096]:
+        return data
+    body = 144 + int.from_bytes(data[140:144], "little")
+    if deflated not in data[:body]:
+        return data
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    result = attempt(
+        lambda: inflater.decompress(data[body:], MAX_BYTES), "`image`: the deflated DICOM data are damaged."
+    )
+    if inflater.unconsumed_tail:
+        raise ImageInputError(f"`image`: the deflated DICOM data are larger than the {MAX_BYTES} bytes allowed.")
+    return data[:body].replace(deflated, plain.ljust(len(deflated), b"\x00")) + result
+
+
+def chosen_frame(frame: int | None, frames: int, default: int) -> int:
+    """Return the frame, counted from 1, that was asked for, or the default."""
+    if frame is None:
+        return default
+    if isinstance(frame, bool) or not isinstance(frame, (int, np.integer)):
+        kind = type(frame).__name__
+        raise ImageInputError(f"`frame` is of type {kind}; it must be a whole number from 1 to {frames}.")
+    if not 1 <= frame <= frames:
+        raise ImageInputError(f"`frame` is {frame}; this image has {frames} frame(s), counted from 1.")
+    return int(frame)
+
+
+def check_size(rows: int, columns: int) -> None:
+    """Refuse an image that would take too much memory, before any of it is allocated."""
+    if rows * columns > MAX_PIXELS:
+        raise ImageInputError(f"`image` has {rows} x {columns} pixels; at most {MAX_PIXELS} in all are allowed.")
+
+
+def functional_group(dataset: Dataset, index: int, keyword: str) -> Dataset:
+    """Return the functional group of a frame that holds ``keyword``, or the data set itself where there is none."""
+    for sequence, item in (("PerFrameFunctionalGroupsSequence", index), ("SharedFunctionalGroupsSequence", 0)):
+        group = sequence_item(dataset, sequence, item)
+        inner = None if group is None else sequence_item(group, keyword)
+        if inner is not None:
+            return inner
+    return dataset
+
+
+def sequence_item(dataset: Dataset, keyword: str, index: int = 0) -> Dataset | None:
+    """Return an item of a sequence if there is one; a sequence made to exhaust the reader is refused."""
+    if keyword not in dataset:
+        return None
+    raw = dataset.get_item(keyword)
+    if isinstance(raw, RawDataElement):
+        value = bytes(raw.value or b"")
+        items = value.count(b"\xfe\xff\x00\xe0") + value.count(b"\xff\xfe\xe0\x00")
+        if len(value) > MAX_SEQUENCE_BYTES or items > MAX_ITEMS:
+            raise ImageInputError("`image`: the DICOM header has too many elements to be read.")
+    try:
+        return dataset[keyword].value[index]
+    except Exception:
+        return None
+
+
+def oversized(dataset: Dataset, keyword: str) -> bool:
+    """Tell whether an element is too long to be what it should be."""
+    raw = dataset.get_item(keyword)
+    return isinstance(raw, RawDataElement) and len(raw.value or b"") > MAX_VALUE_BYTES
+
+
+def _value(dataset: Dataset, keyword: str, index: int) -> Any:
+    """Return one value of an element, or None where it is absent, empty or unreadable."""
+    try:
+        if oversized(dataset, keyword):
+            return None
+        value = dataset[keyword].value
+        if isinstance(value, (str, bytes, int, float)):
+            return value if index == 0 else None
+        return value[index]
+    except Exception:
+        return None
+
+
+def number(dataset: Dataset, keyword: str, index: int = 0) -> float | None:
+    """Return a finite number of an element, or None."""
+    try:
+        value = float(_value(dataset, keyword, index))
+    except Exception:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def integer(dataset: Dataset, keyword: str, default: int = -1, *, index: int = 0) -> int:
+    """Return the whole number of an element, the default where it is absent or empty, -1 where it is something else."""
+    if not oversized(dataset, keyword) and _value(dataset, keyword, index) in (None, ""):
+        return default
+    value = number(dataset, keyword, index)
+    return int(value) if value is not None and value == int(value) else -1
+
+
+def text(dataset: Dataset, keyword: str) -> str | None:
+    """Return the text of an element without its padding, or None; for comparison with the standard's terms only."""
+    value = _value(dataset, keyword, 0)
+    return value.strip(" \x00") if isinstance(value, str) else None

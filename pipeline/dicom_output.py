@@ -1,0 +1,251 @@
+"""From float pixels, a profile and a recipe to a whole DICOM dataset.
+
+The functions below follow the modules of the standard's part 3, one each. Everything that a caller of the DICOM stage
+needs can be imported from here.
+"""
+
+import datetime
+
+import numpy as np
+from pydicom import Dataset
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import PYDICOM_IMPLEMENTATION_UID, ExplicitVRLittleEndian
+
+from .dicom_files import file_stem, write_files
+from .dicom_modules import (
+    add_contrast,
+    add_ct,
+    add_mr,
+    add_pixels,
+    add_radiograph,
+    add_secondary_capture,
+    add_slice,
+    add_specimen,
+)
+from .dicom_patient import (
+    Patient,
+    Study,
+    age_of,
+    full_years_between,
+    given_values,
+    names_someone,
+    parsed_date,
+    sex_of,
+    written_date,
+    years_of,
+)
+from .dicom_pixels import COMPRESSIONS, compress, quantise, to_picture
+from .dicom_profiles import DicomProfile
+from .dicom_prompt import PromptFacts, parse_prompt
+from .dicom_provenance import MANUFACTURER, Recipe, date_and_time_of, digest_of, header_text, mark_synthetic, uid_of
+
+__all__ = [
+    "COMPRESSIONS",
+    "Patient",
+    "Study",
+    "compress",
+    "file_stem",
+    "quantise",
+    "to_dataset",
+    "to_picture",
+    "write_files",
+]
+
+
+def to_dataset(
+    pixels: np.ndarray,
+    profile: DicomProfile,
+    recipe: Recipe,
+    *,
+    patient: Patient | None = None,
+    study: Study | None = None,
+    series_number: int = 1,
+    instance_number: int = 1,
+) -> Dataset:
+    """Make a DICOM dataset of one synthetic image, ready for `save_as`.
+
+    UIDs, dates and the made-up patient follow from the recipe and from the given patient and study alone. All images
+    of a request (a recipe without its seed) make one series. Where the patient or the study is named (by name, ID or
+    accession number), all requests for it make one study; else each request is a study, with a patient of its own.
+
+    Parameters
+    ----------
+    pixels : numpy.ndarray
+        Floats of [0, 1], shape (rows, columns) or (rows, columns, 3).
+    profile : DicomProfile
+        What kind of object to write.
+    recipe : Recipe
+        What made the pixels. Its prompt gives sex, age, view, plane, contrast and the like.
+    patient, study : Patient, Study, optional
+        Values for the header.
+    series_number, instance_number : int
+        Numbers that people see; the UIDs do not depend on them.
+
+    Returns
+    -------
+    pydicom.Dataset
+        With file meta information.
+
+    Raises
+    ------
+    ValueError
+        If the pixels cannot be stored, or a given value contradicts the prompt.
+    """
+    patient, study = patient or Patient(), study or Study()
+    if recipe.modality != profile.name:
+        raise ValueError(f"`recipe.modality` is {recipe.modality!r}, but `profile` is {profile.name!r}")
+    for name, number in (("series_number", series_number), ("instance_number", instance_number)):
+        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < 2**31:
+            raise ValueError(f"`{name}` is {number!r}; allowed are whole numbers from 0 to {2**31 - 1}")
+    facts = parse_prompt(recipe.prompt)
+    stored = quantise(pixels, profile, facts)
+    dataset = Dataset()
+    dataset.SpecificCharacterSet = "ISO_IR 192"
+    _add_patient_and_study(dataset, patient, study, facts, recipe)
+    _add_series_and_equipment(dataset, profile, study, facts, recipe, series_number)
+    _add_image(dataset, profile, recipe, patient, study, instance_number)
+    spacing = profile.field_of_view / max(stored.shape[:2])
+    if profile.modality == "DX":
+        add_radiograph(dataset, profile, facts, spacing)
+    elif profile.modality in ("CT", "MR"):
+        add_slice(dataset, profile, facts, spacing, stored.shape[:2])
+        add_contrast(dataset, profile, facts)
+        (add_ct if profile.modality == "CT" else add_mr)(dataset, facts)
+    elif profile.modality == "GM":
+        add_specimen(dataset, facts, spacing)
+    else:
+        add_secondary_capture(dataset, facts)
+    add_pixels(dataset, profile, facts, stored)
+    mark_synthetic(dataset, recipe)
+    return dataset
+
+
+def _add_patient_and_study(
+    dataset: Dataset, patient: Patient, study: Study, facts: PromptFacts, recipe: Recipe
+) -> None:
+    # Patient
+    key = _study_key(patient, study, recipe)
+    made_up = digest_of("patient", key)[:8].upper()
+    sex, age = sex_of(patient, facts), age_of(patient, facts)
+    date, time, birth_date = _dates(patient, study, age, key)
+    if age is None and patient.birth_date is not None:
+        age = f"{full_years_between(parsed_date(birth_date), date):03d}Y"
+    dataset.PatientName = patient.name or f"SYNTHETIC^Patient {made_up}"
+    dataset.PatientID = patient.id or f"SYNTHETIC-{made_up}"
+    dataset.PatientBirthDate = birth_date
+    dataset.PatientSex = sex or ""
+    # Patient Study
+    if age is not None:
+        dataset.PatientAge = age
+    # General Study
+    dataset.StudyInstanceUID = uid_of("study", key, written_date(date) if patient.birth_date else "")
+    dataset.StudyDate = written_date(date)
+    dataset.StudyTime = time
+    dataset.StudyID = study.id or made_up
+    dataset.AccessionNumber = study.accession_number or ""
+    dataset.ReferringPhysicianName = study.referring_physician_name or ""
+    dataset.StudyDescription = study.description or ""
+
+
+def _study_key(patient: Patient, study: Study, recipe: Recipe) -> str:
+    """Give what the study, the patient and the dates follow from."""
+    values = given_values(patient, study)
+    values.pop("study.series_description", None)
+    # A sex, an age or a description alone names nobody: without the request, strangers would share one study.
+    return digest_of(values, "" if names_someone(patient, study) else recipe.request_digest())
+
+
+def _dates(patient: Patient, study: Study, age: str | None, key: str) -> tuple[datetime.date, str, str]:
+    """Give study date, study time and birth date, which agree with the age."""
+    date, time = date_and_time_of(key)
+    clock = str(study.time or f"{time:%H%M%S}")
+    if patient.birth_date is None:
+        date = parsed_date(str(study.date)) if study.date else date
+        return date, clock, _birth_date(date, age)
+    birth_date = parsed_date(str(patient.birth_date))
+    if study.date:
+        date = parsed_date(str(study.date))
+        if date < birth_date:
+            raise ValueError(f"`study.date` is {study.date}, which is before `patient.birth_date` {patient.birth_date}")
+    elif age is not None:
+        date = _later(birth_date, years_of(age) + 1e-3)
+    elif not 0 <= full_years_between(birth_date, date) <= 100:
+        date = _later(birth_date, 40.0)
+    if age is not None and study.date and full_years_between(birth_date, date) != int(years_of(age) + 1e-6):
+        raise ValueError(
+            f"`patient.birth_date` {patient.birth_date} and `study.date` {study.date} give an age of "
+            f"{full_years_between(birth_date, date)} years, but the age is {age}"
+        )
+    return date, clock, str(patient.birth_date)
+
+
+def _birth_date(date: datetime.date, age: str | None) -> str:
+    """Make up a birth date for an age: empty where the age is not known."""
+    if age is None:
+        return ""
+    return written_date(_later(date, -(years_of(age) + (0.4 if age.endswith("Y") else 0.0))))
+
+
+def _later(date: datetime.date, years: float) -> datetime.date:
+    days = date.toordinal() + round(years * 365.2425)
+    return datetime.date.fromordinal(min(max(days, 1), datetime.date.max.toordinal()))
+
+
+def _add_series_and_equipment(
+    dataset: Dataset, profile: DicomProfile, study: Study, facts: PromptFacts, recipe: Recipe, series_number: int
+) -> None:
+    # General Series
+    dataset.Modality = profile.modality
+    series = (dataset.StudyInstanceUID, recipe.request_digest(), study.series_description)
+    dataset.SeriesInstanceUID = uid_of("series", *series)
+    dataset.SeriesNumber = series_number
+    dataset.SeriesDescription = study.series_description or _title(profile, facts)
+    dataset.SeriesDate, dataset.SeriesTime = dataset.StudyDate, dataset.StudyTime
+    if profile.body_part is not None:
+        dataset.BodyPartExamined = profile.body_part
+    # Frame of Reference
+    if profile.planes:
+        dataset.FrameOfReferenceUID = uid_of("frame of reference", *series)
+        dataset.PositionReferenceIndicator = ""
+        dataset.PatientPosition = "HFS"
+    # General Equipment
+    dataset.Manufacturer = MANUFACTURER
+    dataset.ManufacturerModelName = header_text(recipe.model, 64) or MANUFACTURER
+    dataset.DeviceSerialNumber = header_text(recipe.model_sha256, 64) or "0"
+    dataset.SoftwareVersions = MANUFACTURER
+
+
+def _title(profile: DicomProfile, facts: PromptFacts) -> str:
+    """Say in a few words what the prompt asked for, of facts and never of the prompt's own words."""
+    contrast = {True: "with contrast", False: "without contrast", None: None}[facts.contrast]
+    words: list[str | None] = [profile.title]
+    if profile.modality == "DX" and facts.view_position:
+        words.append(facts.view_position)
+    elif profile.modality == "CT":
+        words = [facts.plane or profile.planes[0], *words, contrast]
+    elif profile.modality == "MR":
+        words = [facts.plane or profile.planes[0], facts.sequence, *words, contrast]
+    return " ".join(word for word in words if word)
+
+
+def _add_image(
+    dataset: Dataset, profile: DicomProfile, recipe: Recipe, patient: Patient, study: Study, instance_number: int
+) -> None:
+    # SOP Common
+    dataset.SOPClassUID = profile.sop_class_uid
+    given = given_values(patient, study)
+    dataset.SOPInstanceUID = uid_of("instance", dataset.SeriesInstanceUID, recipe.digest(), given)
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.file_meta.ImplementationClassUID = PYDICOM_IMPLEMENTATION_UID
+    dataset.file_meta.ImplementationVersionName = "SYNTHETIC_DICOM"
+    dataset.preamble = b"\0" * 128  # without it `save_as` writes no DICOM file
+    # General Image
+    dataset.InstanceNumber = instance_number
+    dataset.ImageType = list(profile.image_type)
+    dataset.ContentDate = dataset.AcquisitionDate = dataset.StudyDate
+    dataset.ContentTime = dataset.AcquisitionTime = dataset.StudyTime
+    dataset.BurnedInAnnotation = "NO"
+    dataset.LossyImageCompression = "00"

@@ -1,0 +1,271 @@
+"""Where a synthetic image comes from: the recipe that makes it again, its UIDs, and the marks that say it is synthetic.
+
+Nothing here reads a clock or a random source. The same recipe, patient and study give the same UIDs and dates on
+every machine, whatever call the image was made in.
+"""
+
+import datetime
+import hashlib
+import json
+import math
+import uuid
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from pydicom import Dataset
+from pydicom.uid import UID
+
+MARK = "SYNTHETIC"
+NOT_FOR_DIAGNOSIS = "SYNTHETIC - NOT FOR DIAGNOSTIC USE"
+MANUFACTURER = "Synthetic DICOM"
+
+# The recipe is JSON of any length that a program reads. No standard attribute is meant for that: the comment
+# attributes are for people and Contribution Description holds 1,024 characters. So it is an element of unlimited
+# text (UT) in a private block. Archives must keep private elements of objects that they store; a viewer ignores them.
+PRIVATE_GROUP = 0x0099
+PRIVATE_CREATOR = "SYNTHETIC DICOM RECIPE"
+_RECIPE_ELEMENT = 0x01
+
+_FORMAT = 1
+_LONG_STRING = 64
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything needed to make one image again.
+
+    `versions` (pairs of library name and version) are recorded but are no part of `digest` and `request_digest`: an
+    upgrade of a library changes no UID.
+
+    Attributes
+    ----------
+    prompt, negative_prompt : str
+        What was asked for, and what was not wanted.
+    modality : str
+        Name of the profile.
+    seed : int
+        Seed of this one image.
+    num_inference_steps : int
+        Denoising steps.
+    guidance_scale : float
+        Weight of classifier-free guidance.
+    scheduler : str
+        Class name of the scheduler.
+    height, width : int
+        Size in pixels.
+    model, model_sha256 : str
+        Name and hash of the base model.
+    adapters : tuple of (name, sha256, weight)
+        Adapters that were active.
+    strength : float, optional
+        How far an input image was changed; None for text to image.
+    input_sha256 : str, optional
+        Hash of the input image's pixels.
+    versions : tuple of (name, version)
+        Libraries that made the image.
+    """
+
+    prompt: str
+    negative_prompt: str
+    modality: str
+    seed: int
+    num_inference_steps: int
+    guidance_scale: float
+    scheduler: str
+    height: int
+    width: int
+    model: str
+    model_sha256: str
+    adapters: tuple[tuple[str, str, float], ...] = ()
+    strength: float | None = None
+    input_sha256: str | None = None
+    versions: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        """Bring every field to one type, so that 7 and 7.0 or a list and a tuple give the same digest."""
+        for name in ("prompt", "negative_prompt", "modality", "scheduler", "model", "model_sha256"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"`{name}` must be a string, not {getattr(self, name)!r}")
+        for name in ("seed", "num_inference_steps", "height", "width"):
+            self._set(name, _whole(getattr(self, name), name))
+        self._set("guidance_scale", _number(self.guidance_scale, "guidance_scale"))
+        if self.strength is not None:
+            self._set("strength", _number(self.strength, "strength"))
+        if self.input_sha256 is not None and not isinstance(self.input_sha256, str):
+            raise ValueError(f"`input_sha256` must be a string or None, not {self.input_sha256!r}")
+        adapters = _rows(self.adapters, "adapters", 3)
+        self._set("adapters", tuple((str(a), str(b), _number(weight, "adapters")) for a, b, weight in adapters))
+        self._set("versions", tuple((str(a), str(b)) for a, b in _rows(self.versions, "versions", 2)))
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)  # the way of a frozen dataclass to tidy its own fields
+
+    def to_json(self) -> str:
+        """Write the recipe as canonical JSON: ASCII, sorted keys, no spaces."""
+        return _canonical({"format": _FORMAT, **asdict(self)})
+
+    @classmethod
+    def from_json(cls, text: str) -> "Recipe":
+        """Read what `to_json` wrote.
+
+        Raises
+        ------
+        ValueError
+            If the text is no JSON object, or a field is missing, unknown or of a wrong type.
+        """
+        try:
+            values = json.loads(text)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError("the recipe is not JSON") from error
+        if not isinstance(values, dict):
+            raise ValueError("the recipe is not a JSON object")
+        if (found := values.pop("format", None)) != _FORMAT:
+            raise ValueError(f"the recipe has format {found!r}; this version reads format {_FORMAT}")
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise ValueError(f"the recipe has unknown fields: {', '.join(unknown)}")
+        if missing := sorted(known - set(values)):
+            raise ValueError(f"the recipe lacks fields: {', '.join(missing)}")
+        return cls(**values)
+
+    def digest(self) -> str:
+        """Give the SHA-256 of the recipe without `versions`."""
+        return self._digest_without("versions")
+
+    def request_digest(self) -> str:
+        """Give the SHA-256 of the recipe without `versions` and `seed`: equal for all images of one request."""
+        return self._digest_without("versions", "seed")
+
+    def _digest_without(self, *names: str) -> str:
+        values = {name: value for name, value in asdict(self).items() if name not in names}
+        return hashlib.sha256(_canonical({"format": _FORMAT, **values}).encode()).hexdigest()
+
+
+def digest_of(*parts: Any) -> str:
+    """Give the SHA-256 of values that JSON can hold."""
+    return hashlib.sha256(_canonical(list(parts)).encode()).hexdigest()
+
+
+def uid_of(*parts: Any) -> UID:
+    """Give the UID (2.25. and a UUID as a whole number) that belongs to these values and to no others."""
+    digest = bytes.fromhex(digest_of("uid", *parts))
+    return UID(f"2.25.{uuid.UUID(bytes=digest[:16], version=5).int}")
+
+
+def date_and_time_of(*parts: Any) -> tuple[datetime.date, datetime.time]:
+    """Make up a date of the years 2000 to 2009 and a time of the working day."""
+    number = int(digest_of("date", *parts)[:16], 16)
+    day = datetime.date(2000, 1, 1) + datetime.timedelta(days=number % 3653)
+    seconds = number // 3653 % 36000
+    return day, (datetime.datetime(2000, 1, 1, 8) + datetime.timedelta(seconds=seconds)).time()
+
+
+def marked(text: str | None) -> str:
+    """Put the word SYNTHETIC before a description that lacks it."""
+    if not text:
+        return NOT_FOR_DIAGNOSIS
+    return text if MARK in text.upper() else f"{MARK} - {text}"
+
+
+def marked_name(name: str | None) -> str:
+    """Put the word SYNTHETIC before the family name of a Person Name that lacks it.
+
+    It is the family name because every work list shows that one: "Doe^Jane" becomes "SYNTHETIC Doe^Jane". Of a name
+    in several scripts the first (alphabetic) one is marked.
+    """
+    if not name:
+        return MARK
+    if MARK in name.upper():
+        return name
+    return f"{MARK} {name}" if name[0] not in "^=" else f"{MARK}{name}"
+
+
+def mark_synthetic(dataset: Dataset, recipe: Recipe) -> None:
+    """Mark a dataset as synthetic, for programs and for people, and put the recipe into it.
+
+    Sets Synthetic Data, an item of Contributing Equipment with the purpose "Synthesizing Equipment", Image Type
+    DERIVED, the word SYNTHETIC in Patient's Name, Study and Series Description, Image Comments and Derivation
+    Description, and the recipe as JSON in a private element.
+    """
+    dataset.SyntheticData = "YES"
+    image_type = list(dataset.get("ImageType") or ["DERIVED", "SECONDARY"])
+    dataset.ImageType = ["DERIVED", *image_type[1:]]
+    dataset.PatientName = marked_name(str(dataset.get("PatientName", "")))
+    dataset.StudyDescription = marked(dataset.get("StudyDescription"))
+    dataset.SeriesDescription = marked(dataset.get("SeriesDescription"))
+    dataset.ImageComments = marked(dataset.get("ImageComments"))
+    source = "a text prompt" if recipe.input_sha256 is None else "a text prompt and an input image"
+    dataset.DerivationDescription = (
+        f"{MARK}: made by a diffusion model from {source}. No patient was examined. Patient, dates, geometry and "
+        "acquisition values are made up or nominal."
+    )
+    dataset.ContributingEquipmentSequence = [_synthesizing_equipment(recipe)]
+    block = dataset.private_block(PRIVATE_GROUP, PRIVATE_CREATOR, create=True)
+    block.add_new(_RECIPE_ELEMENT, "UT", recipe.to_json())
+
+
+def read_recipe(dataset: Dataset) -> Recipe | None:
+    """Read the recipe out of a dataset; None where there is none.
+
+    Raises
+    ------
+    ValueError
+        If there is a recipe that cannot be understood.
+    """
+    try:
+        block = dataset.private_block(PRIVATE_GROUP, PRIVATE_CREATOR)
+        value = block[_RECIPE_ELEMENT].value
+    except KeyError:
+        return None
+    if isinstance(value, bytes):  # an archive that does not know the element hands it back as UN
+        value = value.decode("ascii", "replace").rstrip("\0 ")
+    return Recipe.from_json(str(value))
+
+
+def _synthesizing_equipment(recipe: Recipe) -> Dataset:
+    purpose = Dataset()
+    purpose.CodeValue, purpose.CodingSchemeDesignator = "109100", "DCM"
+    purpose.CodeMeaning = "Synthesizing Equipment"
+    item = Dataset()
+    item.PurposeOfReferenceCodeSequence = [purpose]
+    item.Manufacturer = MANUFACTURER
+    item.ManufacturerModelName = header_text(recipe.model, _LONG_STRING) or MANUFACTURER
+    versions = [header_text(f"{name} {version}", _LONG_STRING) for name, version in recipe.versions]
+    if versions:
+        item.SoftwareVersions = versions
+    item.ContributionDescription = (
+        f"{MARK} image of a diffusion model. Recipe SHA-256 {recipe.digest()}, model SHA-256 "
+        f"{header_text(recipe.model_sha256, _LONG_STRING)}, seed {recipe.seed}."
+    )
+    return item
+
+
+def header_text(text: str, length: int) -> str:
+    """Make a text fit for a string attribute: no backslash or control characters, and not too long."""
+    return "".join(c if c.isprintable() and c != "\\" else " " for c in text)[:length].strip()
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _whole(value: Any, name: str) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise ValueError(f"`{name}` must be a whole number, not {value!r}")
+    return int(value.__index__())
+
+
+def _number(value: Any, name: str) -> float:
+    if isinstance(value, bool | str) or not hasattr(value, "__float__") or not math.isfinite(float(value)):
+        raise ValueError(f"`{name}` must be a finite number, not {value!r}")
+    return float(value) + 0.0  # no negative zero
+
+
+def _rows(value: Any, name: str, length: int) -> list[tuple[Any, ...]]:
+    try:
+        rows = [tuple(row) for row in value]
+    except TypeError:
+        rows = [()]
+    if any(len(row) != length for row in rows):
+        raise ValueError(f"`{name}` must be rows of {length} values, not {value!r}")
+    return rows

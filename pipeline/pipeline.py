@@ -1,0 +1,505 @@
+"""Text or an image to a synthetic medical image as a valid DICOM object: the project's one diffusers pipeline.
+
+`SyntheticDicomPipeline` keeps Stable Diffusion's components and loaders (LoRA, `from_single_file`, schedulers), so it
+loads the embedded base as well as any Stable Diffusion 1.x/2.x checkpoint. What is its own: one seed per image, a
+float decode that keeps more grey levels than 8 bits hold, and the DICOM stage behind it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import PIL.Image
+import pydicom
+import torch
+import transformers
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+# diffusers copies custom code file by file: every sibling stands here, also those that only a sibling needs.
+from .dicom_decode import decode_dicom  # noqa: F401
+from .dicom_files import write_files  # noqa: F401
+from .dicom_input import InputImage, read_image, square
+from .dicom_limits import MAX_PIXELS  # noqa: F401
+from .dicom_modules import add_slice  # noqa: F401
+from .dicom_output import to_dataset
+from .dicom_patient import Patient, Study
+from .dicom_pixels import to_picture
+from .dicom_profiles import DicomProfile, choose_profile, modality_of
+from .dicom_prompt import parse_prompt  # noqa: F401
+from .dicom_provenance import Recipe
+
+OUTPUT_TYPES = ("dicom", "pil", "np", "pt", "latent")
+MAX_SEED = 2**63 - 1
+
+
+@dataclass
+class SyntheticDicomPipelineOutput(BaseOutput):
+    """What a call returns.
+
+    Attributes
+    ----------
+    images
+        `output_type` "dicom" and "pil": list of 8-bit PIL images; "np": float32 (N, H, W, 3) in [0, 1]; "pt": float32
+        (N, 3, H, W) in [0, 1]; "latent": latents (N, C, h, w) as the autoencoder's decoder takes them, still scaled.
+    dicoms
+        One `pydicom.Dataset` an image, ready for `save_as`, for "dicom"; else None.
+    recipes
+        One `Recipe` an image: all that is needed to make it again.
+    """
+
+    images: list[PIL.Image.Image] | np.ndarray | torch.Tensor
+    dicoms: list[pydicom.Dataset] | None
+    recipes: list[Recipe]
+
+    @property
+    def seeds(self) -> list[int]:
+        """Seed of each image."""
+        return [recipe.seed for recipe in self.recipes]
+
+
+class SyntheticDicomPipeline(StableDiffusionPipeline):
+    """Text-to-image and image-to-image generation of synthetic medical images, as DICOM.
+
+    Parameters
+    ----------
+    vae, text_encoder, tokenizer, unet, scheduler, safety_checker, feature_extractor, image_encoder
+        Stable Diffusion's components. The safety checker of a wrapped checkpoint is kept but never run: it was made
+        for photographs of people and blackens medical images.
+    model_name
+        Name of the model in recipes; by default the name it was loaded by.
+    default_num_inference_steps, default_guidance_scale
+        Taken where a call names none.
+    """
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        unet: UNet2DConditionModel,
+        scheduler: Any,
+        safety_checker: Any = None,
+        feature_extractor: Any = None,
+        image_encoder: Any = None,
+        requires_safety_checker: bool = False,
+        model_name: str | None = None,
+        default_num_inference_steps: int = 50,
+        default_guidance_scale: float = 7.5,
+    ) -> None:
+        super().__init__(
+            vae, text_encoder, tokenizer, unet, scheduler, safety_checker, feature_extractor, image_encoder, False
+        )
+        self.register_to_config(
+            requires_safety_checker=False,
+            model_name=model_name,
+            default_num_inference_steps=default_num_inference_steps,
+            default_guidance_scale=default_guidance_scale,
+        )
+        self._model_hash: tuple[tuple[Any, ...], str] | None = None
+
+    # ---- loading and saving -------------------------------------------------------------------------------------
+
+    @classmethod
+    def load_config(cls, *args: Any, **kwargs: Any) -> Any:
+        """Read a `model_index.json`; its `["pipeline", name]` needs no code to be fetched when the class is at hand."""
+        config = super().load_config(*args, **kwargs)
+        index = config[0] if isinstance(config, tuple) else config
+        if isinstance(index.get("_class_name"), list):
+            index["_class_name"] = index["_class_name"][-1]
+        return config
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Save as diffusers does, and make the folder load elsewhere: index and code files go with it."""
+        super().save_pretrained(save_directory, **kwargs)
+        folder = Path(save_directory)
+        for source in sorted(Path(__file__).parent.glob("*.py")):
+            if source.resolve().parent != folder.resolve():
+                shutil.copyfile(source, folder / source.name)
+        path = folder / "model_index.json"
+        index = json.loads(path.read_text(encoding="utf-8"))
+        index["_class_name"] = ["pipeline", "SyntheticDicomPipeline"]
+        index.pop("_name_or_path", None)
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        part.replace(path)
+
+    @property
+    def model_name(self) -> str:
+        """Name of the model as recipes give it; never a path of this machine."""
+        name = self.config.model_name or str(self.config.get("_name_or_path", "") or "")
+        return Path(name).name if os.path.isabs(name) or Path(name).exists() else name or "unnamed"
+
+    @property
+    def model_sha256(self) -> str:
+        """Hash over the weights of text encoder, denoiser and autoencoder, adapters left out."""
+        tensors = [
+            (f"{part}.{name.replace('.base_layer', '')}", tensor)
+            for part in ("text_encoder", "unet", "vae")
+            for name, tensor in sorted(getattr(self, part).state_dict().items())
+            if "lora_" not in name
+        ]
+        state = tuple((name, tensor.data_ptr(), tensor._version) for name, tensor in tensors)
+        if self._model_hash is None or self._model_hash[0] != state:
+            digest = hashlib.sha256()
+            for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
+                digest.update(name.encode())
+                digest.update(_bytes_of(tensor))
+            self._model_hash = state, digest.hexdigest()
+        return self._model_hash[1]
+
+    def adapters_in_use(self) -> tuple[tuple[str, str, float], ...]:
+        """Active adapters as (name, hash of their weights, weight)."""
+        found = []
+        for name in self.get_active_adapters() if getattr(self.unet, "peft_config", None) else ():
+            digest, weight = hashlib.sha256(), 0.0
+            for part in ("text_encoder", "unet"):
+                for key, tensor in sorted(getattr(self, part).state_dict().items()):
+                    if "lora_" in key and f".{name}." in key:
+                        digest.update(f"{part}.{key.replace(f'.{name}.', '.')}".encode())
+                        digest.update(_bytes_of(tensor))
+            for module in self.unet.modules():
+                if name in getattr(module, "scaling", {}):
+                    config = self.unet.peft_config[name]
+                    weight = round(module.scaling[name] / (config.lora_alpha / config.r), 6)
+                    break
+            found.append((name, digest.hexdigest(), weight))
+        return tuple(found)
+
+    # ---- the call -----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def __call__(  # type: ignore[override]
+        self,
+        prompt: str | Sequence[str],
+        image: Any = None,
+        strength: float = 0.6,
+        *,
+        modality: str | None = None,
+        seed: int | Sequence[int] | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        num_images_per_prompt: int = 1,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        frame: int | None = None,
+        patient: Patient | dict[str, Any] | None = None,
+        study: Study | dict[str, Any] | None = None,
+        output_type: str = "dicom",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[Any, int, int, dict[str, Any]], dict[str, Any]] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> SyntheticDicomPipelineOutput | tuple[Any, ...]:
+        """Generate images and, by default, their DICOM objects.
+
+        Parameters
+        ----------
+        prompt
+            One prompt or several, in a radiologist's words.
+        image
+            Turns the call into image-to-image: a DICOM file (path, bytes, Dataset), a picture, an array or a tensor;
+            see `read_image`. Image-to-image is no anonymisation: the source stays recognisable.
+        strength
+            Share of the denoising that an input image goes through, in (0, 1]; 1 forgets it.
+        modality
+            Which DICOM object is written and which anatomy is meant; by default the loaded adapter's or the one that
+            the prompt names.
+        seed
+            Image i of the call has `seed` + i, prompts outermost; or one seed per image; drawn at random if absent.
+            The same recipe gives the same image and the same UIDs, however many images a call makes.
+        generator
+            Draws the seeds when no `seed` is given: one `torch.Generator`, or one an image.
+        negative_prompt
+            What is not wanted: one text, or one per prompt.
+        num_images_per_prompt
+            Images per prompt.
+        num_inference_steps, guidance_scale
+            By default the model's own.
+        height, width
+            In pixels, multiples of the autoencoder's factor; by default the model's own size.
+        frame
+            Which frame of a multi-frame input, counted from 1.
+        patient, study
+            Header values to write; what is not given is made up, recognisably, from the request.
+        output_type
+            "dicom" (default), "pil", "np", "pt" or "latent".
+        return_dict
+            False gives the tuple (images, dicoms, recipes).
+        callback_on_step_end, callback_on_step_end_tensor_inputs
+            As in diffusers; tensors on offer: "latents", "prompt_embeds", "denoised" (the present guess of the result).
+
+        Raises
+        ------
+        ValueError
+            An argument is out of range or contradicts another; raised before any work is done.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        negatives = self._check_inputs(
+            prompts, negative_prompt, image, strength, num_images_per_prompt, output_type,
+            num_inference_steps, guidance_scale, callback_on_step_end_tensor_inputs,
+        )  # fmt: skip
+        height, width = self._check_size(height, width, image is not None)
+        patient, study = _made(Patient, patient, "patient"), _made(Study, study, "study")
+        seeds = self._seeds(seed, generator, len(prompts) * num_images_per_prompt)
+        steps = self.config.default_num_inference_steps if num_inference_steps is None else num_inference_steps
+        guidance = self.config.default_guidance_scale if guidance_scale is None else guidance_scale
+        adapters = self.adapters_in_use()
+        adapter = adapters[0][0] if len(adapters) == 1 else None
+        wants_pictures = output_type in ("dicom", "pil")
+        profiles = [self._profile(p, modality, adapter, required=wants_pictures) for p in prompts]
+        source = read_image(image, frame=frame) if image is not None else None
+        recipes = [
+            Recipe(
+                prompt=prompts[i // num_images_per_prompt],
+                negative_prompt=negatives[i // num_images_per_prompt],
+                modality=profiles[i // num_images_per_prompt].name,
+                seed=image_seed,
+                num_inference_steps=steps,
+                guidance_scale=float(guidance),
+                scheduler=type(self.scheduler).__name__,
+                height=height,
+                width=width,
+                model=self.model_name,
+                model_sha256=self.model_sha256,
+                adapters=adapters,
+                strength=float(strength) if source else None,
+                input_sha256=source.sha256 if source else None,
+                versions=_versions(),
+            )
+            for i, image_seed in enumerate(seeds)
+        ]
+        if output_type == "dicom":
+            # Header and prompt may contradict each other: find out on an empty picture, before minutes of denoising.
+            for i in range(0, len(recipes), num_images_per_prompt):
+                blank = np.zeros((height, width), np.float32)
+                to_dataset(blank, profiles[i // num_images_per_prompt], recipes[i], patient=patient, study=study)
+
+        latents = self._denoise(
+            prompts, negatives, num_images_per_prompt, seeds, steps, float(guidance), height, width, source,
+            strength, callback_on_step_end, callback_on_step_end_tensor_inputs,
+        )  # fmt: skip
+        self.maybe_free_model_hooks()
+        images, dicoms = latents, None
+        if output_type != "latent":
+            images = self.decode_latents_to_float(latents)
+        if output_type in ("np", "dicom", "pil"):
+            images = images.permute(0, 2, 3, 1).numpy()
+        if wants_pictures:
+            each = [profiles[i // num_images_per_prompt] for i in range(len(recipes))]
+            arrays = list(images)
+            images = [to_picture(pixels, profile) for pixels, profile in zip(arrays, each, strict=True)]
+            if output_type == "dicom":
+                dicoms = [
+                    to_dataset(
+                        pixels, each[i], recipes[i], patient=patient, study=study,
+                        series_number=i // num_images_per_prompt + 1, instance_number=i % num_images_per_prompt + 1,
+                    )
+                    for i, pixels in enumerate(arrays)
+                ]  # fmt: skip
+        if not return_dict:
+            return images, dicoms, recipes
+        return SyntheticDicomPipelineOutput(images=images, dicoms=dicoms, recipes=recipes)
+
+    def decode_latents_to_float(self, latents: torch.Tensor) -> torch.Tensor:
+        """Decode scaled latents to float32 (N, 3, H, W) in [0, 1] on the CPU, one image at a time (flat memory)."""
+        decoded = [
+            self.vae.decode(row / self.vae.config.scaling_factor, return_dict=False)[0].float().cpu()
+            for row in latents.to(self.vae.dtype).split(1)
+        ]
+        return (torch.cat(decoded) / 2 + 0.5).clamp(0, 1)
+
+    # ---- the steps of a call ------------------------------------------------------------------------------------
+
+    def _denoise(
+        self, prompts: list[str], negatives: list[str], count: int, seeds: list[int], steps: int, guidance: float,
+        height: int, width: int, source: InputImage | None, strength: float, callback: Any, callback_inputs: Sequence[str],
+    ) -> torch.Tensor:  # fmt: skip
+        device = self._execution_device
+        self._guidance_scale, self._interrupt, self._cross_attention_kwargs = guidance, False, None
+        self._clip_skip = None
+        guided = guidance > 1 and self.unet.config.time_cond_proj_dim is None
+        positive, negative = self.encode_prompt(prompts, device, count, guided, negatives)
+        embeddings = torch.cat([negative, positive]) if guided else positive
+        self.scheduler.set_timesteps(steps, device=device)
+        timesteps = self.scheduler.timesteps
+        # Every image has a generator of its own, on the CPU: the same noise in any batch and on any device.
+        generators = [torch.Generator("cpu").manual_seed(s) for s in seeds]
+        shape = (len(seeds), self.unet.config.in_channels, height // self.vae_scale_factor, width // self.vae_scale_factor)
+        noise = randn_tensor(shape, generator=generators, device=device, dtype=embeddings.dtype)
+        if source is None:
+            latents = noise * self.scheduler.init_noise_sigma
+        else:
+            first = max(steps - max(int(steps * strength), 1), 0) * self.scheduler.order
+            timesteps = timesteps[first:]
+            if hasattr(self.scheduler, "set_begin_index"):
+                self.scheduler.set_begin_index(first)
+            clean = self._encode_image(source, height, embeddings.dtype).expand(shape)
+            latents = self.scheduler.add_noise(clean, noise, timesteps[:1].repeat(len(seeds)))
+        extra = self.prepare_extra_step_kwargs(generators, eta=0.0)
+        with self.progress_bar(total=len(timesteps)) as progress:
+            for i, t in enumerate(timesteps):
+                doubled = torch.cat([latents] * 2) if guided else latents
+                doubled = self.scheduler.scale_model_input(doubled, t)
+                predicted = self.unet(doubled, t, encoder_hidden_states=embeddings, return_dict=False)[0]
+                if guided:
+                    unconditional, conditional = predicted.chunk(2)
+                    predicted = unconditional + guidance * (conditional - unconditional)
+                latents = self.scheduler.step(predicted, t, latents, **extra, return_dict=False)[0]
+                progress.update()
+                if callback is not None:
+                    guesses = getattr(self.scheduler, "model_outputs", None) or [None]
+                    denoised = guesses[-1] if guesses[-1] is not None else latents
+                    offered = {"latents": latents, "prompt_embeds": positive, "denoised": denoised}
+                    latents = callback(self, i, t, {k: offered[k] for k in callback_inputs}).pop("latents", latents)
+                if self.interrupt:
+                    break
+        return latents
+
+    def _encode_image(self, source: InputImage, size: int, dtype: torch.dtype) -> torch.Tensor:
+        """Scaled latent (1, C, h, w) of an input image, squared without squashing."""
+        pixels = square(source.pixels, size)
+        rgb = np.repeat(pixels[..., None], 3, axis=-1) if pixels.ndim == 2 else pixels
+        tensor = torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1)[None] * 2 - 1
+        mode = self.vae.encode(tensor.to(self._execution_device, self.vae.dtype)).latent_dist.mode()
+        return (mode * self.vae.config.scaling_factor).to(dtype)
+
+    def _check_inputs(
+        self, prompts: list[str], negative: Any, image: Any, strength: float, count: int, output_type: str,
+        steps: int | None, guidance: float | None, callback_inputs: Sequence[str],
+    ) -> list[str]:  # fmt: skip
+        """Refuse what cannot work, before any work; returns one negative prompt per prompt."""
+        if not prompts:
+            raise ValueError("`prompt` is an empty list; give at least one prompt")
+        for text in prompts:
+            if not isinstance(text, str) or not text.strip():
+                raise ValueError(f"`prompt` must be text, and not empty; got {text!r}")
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"`output_type` is {output_type!r}; allowed are {', '.join(map(repr, OUTPUT_TYPES))}")
+        if image is not None and not (_is_number(strength) and 0 < strength <= 1):
+            raise ValueError(f"`strength` is {strength!r}; allowed is above 0 and at most 1")
+        if not _is_whole(count) or count < 1:
+            raise ValueError(f"`num_images_per_prompt` is {count!r}; allowed is a whole number of at least 1")
+        if steps is not None and (not _is_whole(steps) or not 1 <= steps <= 1000):
+            raise ValueError(f"`num_inference_steps` is {steps!r}; allowed is a whole number from 1 to 1000")
+        if guidance is not None and not (_is_number(guidance) and 0 <= guidance <= 100):
+            raise ValueError(f"`guidance_scale` is {guidance!r}; allowed is a number from 0 to 100")
+        if unknown := set(callback_inputs) - {"latents", "prompt_embeds", "denoised"}:
+            raise ValueError(
+                f"`callback_on_step_end_tensor_inputs` has {sorted(unknown)}; "
+                "allowed are 'latents', 'prompt_embeds', 'denoised'"
+            )
+        negatives = [negative or ""] * len(prompts) if negative is None or isinstance(negative, str) else list(negative)
+        if len(negatives) != len(prompts) or not all(isinstance(text, str) for text in negatives):
+            raise ValueError(f"`negative_prompt` must be one text, or {len(prompts)} like `prompt`; got {negative!r}")
+        return negatives
+
+    def _check_size(self, height: int | None, width: int | None, needs_square: bool) -> tuple[int, int]:
+        sample = self.unet.config.sample_size
+        rows, columns = (sample, sample) if isinstance(sample, int) else sample
+        given = {"height": height, "width": width}
+        size = {"height": rows * self.vae_scale_factor, "width": columns * self.vae_scale_factor}
+        # The denoiser halves the latents at each of its levels, so they must divide.
+        factor = self.vae_scale_factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
+        for name, value in given.items():
+            if value is None:
+                continue
+            if not _is_whole(value) or value < factor or value % factor or value > 2048:
+                raise ValueError(f"`{name}` is {value!r}; allowed is a multiple of {factor} up to 2048")
+            size[name] = value
+        if needs_square and size["height"] != size["width"]:
+            raise ValueError(f"`height` and `width` are {size['height']} and {size['width']}; with `image` both must be equal")
+        return size["height"], size["width"]
+
+    @staticmethod
+    def _seeds(seed: Any, generator: Any, count: int) -> list[int]:
+        if seed is not None and generator is not None:
+            raise ValueError("`seed` and `generator` are both given; give one of them")
+        if isinstance(seed, Sequence) and not isinstance(seed, str):
+            seeds = list(seed)
+            if len(seeds) != count:
+                raise ValueError(f"`seed` has {len(seeds)} values; allowed is one number, or one for each of {count} images")
+        elif seed is not None:
+            seeds = [seed + i for i in range(count)] if _is_whole(seed) else [seed]
+        elif isinstance(generator, Sequence):
+            if len(generator) != count:
+                raise ValueError(f"`generator` has {len(generator)} entries; allowed is one, or one for each of {count} images")
+            seeds = [_draw_seed(g) for g in generator]
+        else:
+            seeds = [_draw_seed(generator) for _ in range(count)] if generator else []
+            if not seeds:
+                first = int.from_bytes(os.urandom(4), "big")
+                seeds = [first + i for i in range(count)]
+        for value in seeds:
+            if not _is_whole(value) or not 0 <= value <= MAX_SEED:
+                raise ValueError(f"`seed` is {value!r}; allowed is a whole number from 0 to {MAX_SEED}")
+        return [int(value) for value in seeds]
+
+    @staticmethod
+    def _profile(prompt: str, modality: str | None, adapter: str | None, required: bool) -> DicomProfile:
+        """Profile of one prompt; where no DICOM or picture is wanted, a prompt without modality is fine."""
+        try:
+            return choose_profile(prompt, modality, adapter)
+        except ValueError:
+            if required or modality is not None:
+                raise
+            return choose_profile(prompt, "secondary-capture")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool) and np.isfinite(value)
+
+
+def _draw_seed(generator: torch.Generator) -> int:
+    if not isinstance(generator, torch.Generator):
+        raise ValueError(f"`generator` must be a torch.Generator, not {type(generator).__name__}")
+    return int(torch.randint(0, 2**32, (1,), generator=generator, device=generator.device).item())
+
+
+def _bytes_of(tensor: torch.Tensor) -> bytes:
+    """Values as float32 bytes, so that a model hashes alike in half and in full precision when it came from half."""
+    return tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes()
+
+
+def _made(cls: type, value: Any, name: str) -> Any:
+    """A Patient or Study from itself, a like dataclass of another copy of this code, a dictionary or None."""
+    if value is None or isinstance(value, cls):
+        return value
+    if is_dataclass(value) and type(value).__name__ == cls.__name__:
+        value = asdict(value)  # type: ignore[arg-type]
+    if not isinstance(value, dict):
+        raise ValueError(f"`{name}` must be a {cls.__name__} or a dictionary, not {type(value).__name__}")
+    try:
+        return cls(**value)
+    except TypeError as error:
+        raise ValueError(f"`{name}` has an unknown field; allowed are {', '.join(cls.__dataclass_fields__)}") from error
+
+
+def _versions() -> tuple[tuple[str, str], ...]:
+    return (
+        ("python", platform.python_version()),
+        ("torch", torch.__version__),
+        ("diffusers", diffusers.__version__),
+        ("transformers", transformers.__version__),
+        ("pydicom", pydicom.__version__),
+    )
+
+
+__all__ = ["Patient", "Recipe", "Study", "SyntheticDicomPipeline", "SyntheticDicomPipelineOutput", "modality_of"]

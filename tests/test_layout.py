@@ -1,0 +1,70 @@
+"""Who may import whom, and what the tree may hold."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+OURS = ("pipeline", "lora", "evaluation", "hub_cards", "app", "tests")
+
+
+def imported(path: Path) -> set[str]:
+    """Absolute modules that a file imports, relative ones as `.name`."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add("." * node.level + (node.module or ""))
+    return found
+
+
+def roots(path: Path) -> set[str]:
+    return {name.split(".")[0] for name in imported(path) if not name.startswith(".")}
+
+
+def files(folder: str) -> list[Path]:
+    return sorted((ROOT / folder).glob("*.py"))
+
+
+def test_pipeline_imports_nothing_of_the_others():
+    for path in files("pipeline"):
+        assert not roots(path) & set(OURS), path
+
+
+def test_dicom_modules_import_no_torch():
+    for path in (ROOT / "pipeline").glob("dicom_*.py"):
+        assert not roots(path) & {"torch", "diffusers", "transformers"}, path
+    code = "import sys, pipeline.dicom_output, pipeline.dicom_input; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_every_sibling_is_imported_directly_in_pipeline():
+    """diffusers copies only these; and it finds them by a regular expression."""
+    siblings = {f".{p.stem}" for p in (ROOT / "pipeline").glob("dicom_*.py")}
+    assert siblings <= imported(ROOT / "pipeline" / "pipeline.py")
+
+
+@pytest.mark.parametrize("folder", ["lora", "evaluation", "pipeline"])
+def test_no_gradio_below_the_app(folder):
+    for path in files(folder):
+        assert not roots(path) & {"gradio", "app"}, path
+
+
+def test_nothing_needs_torchvision():
+    for folder in ("pipeline", "lora", "evaluation", "tests"):
+        for path in files(folder):
+            assert "torchvision" not in roots(path), path
+
+
+def test_no_pickles_and_no_machine_paths():
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode:
+        pytest.skip("not a git checkout")
+    for name in filter(None, tracked.stdout.split("\0")):
+        assert not name.endswith((".pt", ".pth", ".ckpt", ".bin", ".pkl")), name

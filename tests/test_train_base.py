@@ -1,0 +1,142 @@
+"""The base's training, end to end at tiny length: every stage, the export, resuming after a break, captions."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
+
+from lora import base_autoencoder, base_unet, train_base
+from lora.base_data import PACKS, draw_weights, load_images, read_rows
+from lora.captions import vary_caption
+from pipeline.pipeline import SyntheticDicomPipeline
+
+LABELS = {
+    "cxr_kermany": ("normal", "AP"), "cxr_nih": ("pneumonia", "PA"), "cxr_shenzhen_tb": ("tuberculosis", "PA"), "ct_lung_iqothnccd": ("benign", "axial"),
+    "ct_chest_luad": ("contrast", "axial"), "ct_head_hemorrhage": ("normal", "axial"), "mri_brain_tumor": ("glioma", "coronal"), "blood_pbc": ("basophil", ""),
+    "blood_malaria": ("uninfected", ""), "blood_rbc_chula": ("mostly_normal", ""), "blood_bccd": ("neutrophil", ""),
+}  # fmt: skip
+EXTRA = {"cxr_nih": {"findings": "Effusion|Pneumonia"}, "ct_chest_luad": {"window": "lung"}}
+SMALL = {
+    "sample_size": 32, "in_channels": 8, "out_channels": 8, "layers_per_block": 1, "block_out_channels": (16, 32), "norm_num_groups": 8, "cross_attention_dim": 128,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"), "attention_head_dim": 2,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def packs(tmp_path_factory):
+    """Eleven packs of three small images each, with the columns of the real ones."""
+    data = tmp_path_factory.mktemp("packs")
+    rng = np.random.default_rng(0)
+    for pack, (label, view) in LABELS.items():
+        (data / pack / "images").mkdir(parents=True)
+        with (data / pack / "metadata.csv").open("w", newline="") as handle:
+            table = csv.DictWriter(handle, ["file_name", "modality", "label", "text", "sex", "age", "view", "split", "source", "licence", "group_id", "extra"])
+            table.writeheader()
+            for i in range(3):
+                grey = np.add.outer(np.linspace(0, 150, 60), np.linspace(0, 80, 70)) + rng.random((60, 70)) * 20
+                Image.fromarray(grey.astype(np.uint8)).save(data / pack / "images" / f"{i}.png")
+                text = "light microscopy, single basophil" if pack == "blood_pbc" else f"{pack} microscopy, {label}"
+                known = {"sex": "F", "age": "54"} if pack in ("cxr_nih", "ct_chest_luad") else {}
+                row = {"file_name": f"images/{i}.png", "modality": "X", "label": label, "text": text, "view": view, "split": "val" if i == 2 else "train"}
+                table.writerow({**row, **known, "source": "made up", "licence": "CC0", "group_id": f"{pack}{i}", "extra": json.dumps(EXTRA.get(pack, {}))})
+    return data
+
+
+def test_all_stages_and_the_export(packs, tmp_path, monkeypatch):
+    monkeypatch.setattr(base_unet, "CONFIG", SMALL)
+    out = tmp_path / "model"
+    options = ["--data", packs, "--work", tmp_path / "work", "--out", out, "--autoencoder-steps", 2, "--text-steps", 2, "--unet-128-steps", 2, "--unet-steps", 2]
+    assert train_base.main([str(o) for o in [*options, "--batch", 2, "--caption-variants", 1]]) == 0
+    record = json.loads((out / "training.json").read_text())
+    assert {p["pack"]: p["images"] for p in record["packs"]} == dict.fromkeys(PACKS, 2)
+    assert all(p["licence"] == ["CC0"] for p in record["packs"])
+    assert record["images_seen"] == 2 * 2 * 2 and record["stages"]["unet"]["steps"] == 2
+    assert set(record["autoencoder_psnr_val"]) == set(PACKS)
+    assert (out / "training_loss.png").stat().st_size > 1000
+    assert list(tmp_path.glob("work/sheet-unet-*.png"))
+    assert str(tmp_path) not in "".join(p.read_text() for p in out.rglob("*.json"))
+    pipe = SyntheticDicomPipeline.from_pretrained(out)
+    assert pipe("head CT", seed=1, num_inference_steps=2).dicoms[0].Rows == 256
+    stock = StableDiffusionPipeline.from_pretrained(out, requires_safety_checker=False)
+    assert stock("head CT", num_inference_steps=2).images[0].size == (256, 256)
+
+
+def test_absent_pack_is_a_clear_error(tmp_path, capsys):
+    assert train_base.main(["--data", str(tmp_path), "--work", str(tmp_path)]) == 2
+    assert "no pack 'cxr_kermany'" in capsys.readouterr().err
+
+
+def test_a_broken_off_run_ends_with_the_same_weights(tmp_path):
+    torch.manual_seed(0)
+    latents, captions, empty = torch.randn(6, 8, 8, 8).half(), torch.randn(2, 6, 7, 128).half(), torch.zeros(7, 128)
+
+    def train(folder, **options):
+        init = UNet2DConditionModel(**SMALL)
+        init.load_state_dict(start)
+        return base_unet.train_unet(latents, captions, empty, np.full(6, 1 / 6), folder, steps=5, batch=2, save_every=1, init=init, **options)
+
+    start = UNet2DConditionModel(**SMALL).state_dict()
+    whole = train(tmp_path / "whole")
+
+    def break_off(model, step):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "broken", on_sheet=break_off, sheet_every=3)
+    resumed = train(tmp_path / "broken")
+    for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_rotated_latents_are_tidy_and_decode_alike():
+    torch.manual_seed(0)
+    model = base_autoencoder.build_autoencoder().eval()
+    images = base_autoencoder.to_tensor(np.random.default_rng(0).integers(0, 255, (6, 64, 64, 3), dtype=np.uint8))
+    with torch.no_grad():
+        before = model(images).sample
+        base_autoencoder.rotate_latents(model, base_autoencoder.encode_moments(model, images))
+        latents = model.encode(images).latent_dist
+        assert torch.allclose(before, model(images).sample, atol=1e-4)
+        flat = latents.mean.permute(0, 2, 3, 1).reshape(-1, 8)
+        covariance = torch.cov(flat.T)
+        assert torch.allclose(flat.mean(0), torch.zeros(8), atol=1e-4)
+        assert (covariance - torch.diag(covariance.diag())).abs().max() < 1e-4 * covariance.max() + 1e-6
+        assert (covariance.diag().diff() <= 1e-6).all()
+        assert latents.std.max() < 1e-4
+
+
+def test_pca_bar_is_perfect_for_enough_components():
+    images = np.random.default_rng(0).integers(0, 255, (4, 16, 16, 3), dtype=np.uint8)
+    assert base_autoencoder.pca_bar(images, images, patch=4, components=48).min() > 60
+    few, more = (base_autoencoder.pca_bar(images, images, patch=4, components=k).mean() for k in (4, 16))
+    assert few < more
+
+
+def test_captions_vary_and_say_only_what_the_row_knows(packs):
+    rows = read_rows(packs, split="train")
+    rng = np.random.default_rng(0)
+    for row in rows[::2]:
+        captions = [vary_caption(row, rng) for _ in range(60)]
+        assert len({c.text for c in captions}) > 15, row["pack"]
+        for caption in captions:
+            if row["sex"] == "F":
+                assert not {"man", "male", "gentleman", "boy"} & set(caption.text.lower().replace(",", " ").split())
+            else:
+                assert "sex" not in caption.said
+            if row["pack"] == "mri_brain_tumor":
+                assert caption.said.get("view", "coronal") == "coronal" and "axial" not in caption.text.split()
+
+
+def test_images_are_read_once_and_drawn_by_weight(packs, tmp_path):
+    rows = read_rows(packs, split="train")
+    images = load_images(rows, 32, tmp_path)
+    assert images.shape == (22, 32, 32, 3) and images.dtype == np.uint8
+    assert np.array_equal(images, load_images(rows, 32, tmp_path))
+    weights = draw_weights(rows)
+    assert weights.shape == (22,) and abs(weights.sum() - 1) < 1e-9
