@@ -23,9 +23,11 @@ train-base: $(VENV)/.test ## train the embedded base from the packs in DATA; res
 
 evaluate: $(VENV)/.test ## measure the embedded base; results in evaluation/results
 	for m in chest-xray ct brain-mri blood-smear; do \
-	  $(BIN)/python -m evaluation fidelity --modality $$m --count 200 --data $(DATA) --out evaluation/results/fidelity-$$m.json || exit 1; done
-	$(BIN)/python -m evaluation classify --data $(DATA) --out evaluation/results/classify.json
+	  $(BIN)/python -m evaluation fidelity --modality $$m --count 200 --cache $(WORK)/cache --data $(DATA) --out evaluation/results/fidelity-$$m.json || exit 1; done
+	$(BIN)/python -m evaluation classify --cache $(WORK)/cache --data $(DATA) --out evaluation/results/classify.json
 	$(BIN)/python -m evaluation speed --out evaluation/results/speed.json
+	$(BIN)/python -m evaluation sheet --cache $(WORK)/cache --data $(DATA) --out evaluation/results/sheet.png
+	$(BIN)/python -m evaluation table
 
 $(VENV)/.run: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'

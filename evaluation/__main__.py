@@ -1,4 +1,4 @@
-"""`python -m evaluation fidelity | speed | classify | sheet`: measures to JSON.
+"""`python -m evaluation fidelity | speed | classify | sheet | table`: measures to JSON, and to the README.
 
 Exit status 0, or 2 with one line on standard error when what was asked cannot be done.
 """
@@ -54,6 +54,11 @@ def make_parser() -> argparse.ArgumentParser:
     one.add_argument("--blind", action="store_true", help="shuffled and without captions; the answers are in the JSON")
     one.add_argument("--varied", action="store_true", help="word the captions anew instead of the packs' plain text")
     one.add_argument("--out", required=True, help="PNG to write; the prompts go to a JSON beside it")
+
+    one = commands.add_parser("table", help="put the results into the README")
+    one.add_argument("--results", type=Path, default=Path("evaluation/results"), help="folder of JSON files")
+    one.add_argument("--training", type=Path, default=Path("pipeline/training.json"), help="the base's record")
+    one.add_argument("--readme", type=Path, default=Path("README.md"), help="file to change")
     return parser
 
 
@@ -78,16 +83,30 @@ def measure(what: str, options: dict[str, Any]) -> tuple[dict[str, Any], Path]:
     return make_sheet(out=out, **options), out.with_suffix(".json")
 
 
+def fill_in(results: Path, training: Path, readme: Path) -> int:
+    """Write the table of results into the README."""
+    from .table import results_table, with_table
+
+    text = with_table(readme.read_text(encoding="utf-8"), results_table(results, training))
+    part = readme.with_name(readme.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(readme)
+    print(readme)
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     options = vars(make_parser().parse_args(arguments))
     what = options.pop("what")
     try:
+        if what == "table":
+            return fill_in(**options)
         if options.get("batch", 1) < 1:
             raise ValueError(f"`batch` is {options['batch']}: numbers from 1 are allowed")
         result, path = measure(what, options)
         print(write_json(path, {**result, **provenance()}))
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, KeyError, OSError, ImportError) as error:
         print(f"{what}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -1,0 +1,1 @@
+"""Adapters, and how the embedded base and they were trained."""

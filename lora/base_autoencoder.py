@@ -48,7 +48,9 @@ def psnr(images: np.ndarray, restored: np.ndarray) -> np.ndarray:
     return 10 * np.log10(255**2 / np.maximum(error, 1e-6))
 
 
-def pca_bar(train: np.ndarray, val: np.ndarray, patch: int = 8, components: int = CONFIG["latent_channels"]) -> np.ndarray:
+def pca_bar(
+    train: np.ndarray, val: np.ndarray, patch: int = 8, components: int = CONFIG["latent_channels"]
+) -> np.ndarray:
     """PSNR in dB of each val image under linear PCA of RGB patches fitted on `train`: what an autoencoder must beat."""
 
     def patches(images: np.ndarray) -> np.ndarray:
@@ -105,11 +107,15 @@ def train_autoencoder(
     seed: int = 0,
     device: str = "cpu",
     save_every: int = 500,
+    decoder_of: AutoencoderKL | None = None,
 ) -> AutoencoderKL:
-    """Train on crops for `steps` steps, going on from `work/autoencoder.safetensors` when there; returns the EMA model.
+    """Train on crops for `steps` steps, going on from the checkpoint in `work` when there; returns the EMA model.
 
     Parameters
     ----------
+    decoder_of
+        When given, start from this model, keep its encoder (and so all latents and the denoiser made for them) and
+        train the decoder alone; its checkpoint is `decoder` instead of `autoencoder`.
     images
         uint8 (N, 256, 256, 3).
     weights
@@ -118,42 +124,55 @@ def train_autoencoder(
         Folder for the checkpoint and `autoencoder.log.jsonl`.
     """
     torch.manual_seed(seed)
-    model = build_autoencoder().to(device, memory_format=torch.channels_last)
+    name = "decoder" if decoder_of else "autoencoder"
+    model = (copy.deepcopy(decoder_of) if decoder_of else build_autoencoder()).to(device)
+    model = model.to(memory_format=torch.channels_last).requires_grad_(True)
+    if decoder_of:
+        model.encoder.requires_grad_(False)
+        model.quant_conv.requires_grad_(False)
     ema = copy.deepcopy(model).requires_grad_(False)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
-    start, seconds = load_checkpoint(work / "autoencoder", {"model": model, "ema": ema}, optimizer)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
+    start, seconds = load_checkpoint(work / name, {"model": model, "ema": ema}, optimizer)
     model.train()
     begun = time.time() - seconds
-    bar = tqdm(range(start, steps), initial=start, total=steps, desc="autoencoder", mininterval=10)
+    bar = tqdm(range(start, steps), initial=start, total=steps, desc=name, mininterval=10)
     for step in bar:
         rng = np.random.default_rng([seed, step])
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate * min(1, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * step / steps)) + 1e-5
+            cosine = 0.5 + 0.5 * math.cos(math.pi * step / steps)
+            group["lr"] = learning_rate * min(1, (step + 1) / 100) * cosine + 1e-5
         index = rng.choice(len(images), batch, p=weights)
         top, left = rng.integers(0, images.shape[1] - crop + 1, (2, batch))
         pixels = np.stack([images[i, t : t + crop, x : x + crop] for i, t, x in zip(index, top, left, strict=True)])
         target = to_tensor(pixels, device)
+        draw = torch.Generator().manual_seed(step)
         with autocast(device):
             latents = encode_moments(model, target)
-            noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(step), dtype=torch.float32).to(device)
+            noise = torch.randn(latents.shape, generator=draw).to(device)
             noisy = latents + LATENT_NOISE * latents.float().std() * noise
             restored = model.decode(noisy).sample.float()
         error = restored - target
         # Squared error for PSNR, absolute error for edges; a weak pull keeps the latents near unit scale.
         loss = 4 * error.square().mean() + error.abs().mean() + 1e-4 * latents.float().square().mean()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         decay = min(0.998, (step + 1) / (step + 10))
         with torch.no_grad():
             torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
         if (step + 1) % 20 == 0:
-            record = {"step": step + 1, "loss": loss.item(), "mse": error.square().mean().item(), "seconds": time.time() - begun}
-            log_line(work / "autoencoder.log.jsonl", record)
+            record = {
+                "step": step + 1,
+                "loss": loss.item(),
+                "mse": error.square().mean().item(),
+                "seconds": time.time() - begun,
+            }
+            log_line(work / f"{name}.log.jsonl", record)
             bar.set_postfix(loss=f"{record['loss']:.4f}")
         if (step + 1) % save_every == 0 or step + 1 == steps:
-            save_checkpoint(work / "autoencoder", {"model": model, "ema": ema}, optimizer, step + 1, time.time() - begun)
+            save_checkpoint(work / name, {"model": model, "ema": ema}, optimizer, step + 1, time.time() - begun)
     return ema.eval()
 
 

@@ -34,7 +34,12 @@ PACKS: dict[str, str] = {
 }
 
 # How often a pack is drawn, relative to its share of images: small packs a little oftener, single cells on black rarer.
-PACK_WEIGHTS: dict[str, float] = {"ct_chest_luad": 2.5, "ct_head_hemorrhage": 2.5, "ct_lung_iqothnccd": 1.8, "blood_malaria": 0.4}
+PACK_WEIGHTS: dict[str, float] = {
+    "ct_chest_luad": 2.5,
+    "ct_head_hemorrhage": 2.5,
+    "ct_lung_iqothnccd": 1.8,
+    "blood_malaria": 0.4,
+}
 
 
 def read_rows(data: Path, packs: Sequence[str] = tuple(PACKS), split: str | None = None) -> list[dict[str, str]]:

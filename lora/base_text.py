@@ -24,19 +24,49 @@ from .checkpoint import load_checkpoint, log_line, save_checkpoint
 
 MAX_LENGTH = 77
 HIDDEN = 128
-FILLERS = "a an the image of picture please show me generate create synthetic patient with in scan slice this some realistic".split()
+FILLERS = [
+    "a",
+    "an",
+    "the",
+    "image",
+    "of",
+    "picture",
+    "please",
+    "show",
+    "me",
+    "generate",
+    "create",
+    "synthetic",
+    "patient",
+    "with",
+    "in",
+    "scan",
+    "slice",
+    "this",
+    "some",
+    "realistic",
+]
 
 
 def train_tokenizer(captions: list[str], folder: Path, vocab_size: int = 1600) -> CLIPTokenizer:
     """A CLIP byte-pair tokenizer fitted on captions, saved as `vocab.json` and `merges.txt` in `folder`."""
     bpe = Tokenizer(models.BPE(continuing_subword_prefix="", end_of_word_suffix="</w>"))
-    bpe.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()])
+    bpe.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
     pattern = Regex(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
     split = pre_tokenizers.Split(pattern, behavior="removed", invert=True)
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     bpe.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size - 2 - len(alphabet), initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 2 - len(alphabet),
+        initial_alphabet=alphabet,
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
     bpe.train_from_iterator(captions, trainer)
     merges = json.loads(bpe.to_str())["model"]["merges"]
     merges = [m if isinstance(m, str) else " ".join(m) for m in merges]
@@ -51,18 +81,28 @@ def train_tokenizer(captions: list[str], folder: Path, vocab_size: int = 1600) -
 
 def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
     """Token ids, int64 (N, 77), padded and truncated as Stable Diffusion pipelines do."""
-    return tokenizer(captions, padding="max_length", max_length=MAX_LENGTH, truncation=True, return_tensors="pt").input_ids
+    return tokenizer(
+        captions, padding="max_length", max_length=MAX_LENGTH, truncation=True, return_tensors="pt"
+    ).input_ids
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     """An untrained encoder for the tokenizer's vocabulary."""
     return CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=len(tokenizer), hidden_size=HIDDEN, intermediate_size=3 * HIDDEN, num_hidden_layers=2, num_attention_heads=4,
-            max_position_embeddings=MAX_LENGTH, projection_dim=HIDDEN, hidden_act="gelu",
-            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+            vocab_size=len(tokenizer),
+            hidden_size=HIDDEN,
+            intermediate_size=3 * HIDDEN,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=MAX_LENGTH,
+            projection_dim=HIDDEN,
+            hidden_act="gelu",
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
         )
-    )  # fmt: skip
+    )
 
 
 def disturb(text: str, rng: np.random.Generator) -> str:
@@ -89,13 +129,19 @@ def train_text_encoder(
     folder = work / "tokenizer"
     known = (folder / "vocab.json").is_file()
     corpus = [c.text for c in sample] + [" ".join(FILLERS)] * 50
-    tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=MAX_LENGTH) if known else train_tokenizer(corpus, folder)
+    tokenizer = (
+        CLIPTokenizer.from_pretrained(folder, model_max_length=MAX_LENGTH) if known else train_tokenizer(corpus, folder)
+    )
     counts: dict[str, Counter[str]] = {}
     for caption in sample:
         for name, value in caption.said.items():
             counts.setdefault(name, Counter())[value] += 1
     # A sign is either said or not, so silence is its second value; other facts are only asked for where they were said.
-    facts = {n: sorted(c) + (["no"] if n.startswith("sign_") else []) for n, c in sorted(counts.items()) if sum(c.values()) > 60}
+    facts = {
+        n: sorted(c) + (["no"] if n.startswith("sign_") else [])
+        for n, c in sorted(counts.items())
+        if sum(c.values()) > 60
+    }
     torch.manual_seed(seed)
     encoder = build_text_encoder(tokenizer)
     heads = torch.nn.ModuleDict({name: torch.nn.Linear(HIDDEN, len(values)) for name, values in facts.items()})
@@ -129,18 +175,28 @@ def train_text_encoder(
             group["lr"] = learning_rate * min(1.0, (step + 1) / 100, max(0.02, 2 * (1 - step / steps)))
         ids, targets = ask(np.random.default_rng([seed, step]), batch)
         logits = answer(ids)
-        losses = [functional.cross_entropy(logits[n].float(), t, ignore_index=-100) for n, t in targets.items() if (t >= 0).any()]
+        losses = [
+            functional.cross_entropy(logits[n].float(), t, ignore_index=-100)
+            for n, t in targets.items()
+            if (t >= 0).any()
+        ]
         loss = torch.stack(losses).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         if (step + 1) % 20 == 0:
-            log_line(work / "text_encoder.log.jsonl", {"step": step + 1, "loss": loss.item(), "seconds": time.time() - begun})
+            log_line(
+                work / "text_encoder.log.jsonl", {"step": step + 1, "loss": loss.item(), "seconds": time.time() - begun}
+            )
             bar.set_postfix(loss=f"{loss.item():.4f}")
         if (step + 1) % 200 == 0 or step + 1 == steps:
-            save_checkpoint(work / "text_encoder", {"encoder": encoder, "heads": heads}, optimizer, step + 1, time.time() - begun)
+            save_checkpoint(
+                work / "text_encoder", {"encoder": encoder, "heads": heads}, optimizer, step + 1, time.time() - begun
+            )
     with torch.no_grad():
         ids, targets = ask(np.random.default_rng([seed, 10**9]), 2000)
         logits = answer(ids)
-    accuracy = {n: float((logits[n].argmax(-1) == t)[t >= 0].float().mean()) for n, t in targets.items() if (t >= 0).any()}
+    accuracy = {
+        n: float((logits[n].argmax(-1) == t)[t >= 0].float().mean()) for n, t in targets.items() if (t >= 0).any()
+    }
     return encoder.eval(), tokenizer, accuracy

@@ -126,9 +126,13 @@ def train_unet(
         Weights to start from when there is no checkpoint (a base trained earlier).
     """
     torch.manual_seed(seed)
-    model = (copy.deepcopy(init).requires_grad_(True) if init else UNet2DConditionModel(**CONFIG)).to(device, memory_format=torch.channels_last)
+    model = (copy.deepcopy(init).requires_grad_(True) if init else UNet2DConditionModel(**CONFIG)).to(
+        device, memory_format=torch.channels_last
+    )
     ema = copy.deepcopy(model).requires_grad_(False)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
+    )
     start, seconds = load_checkpoint(work / name, {"model": model, "ema": ema}, optimizer)
     model.train()
     begun, running = time.time() - seconds, []
@@ -159,7 +163,10 @@ def train_unet(
         if (step + 1) % 50 == 0:
             mean_loss = torch.stack(running).mean().item()
             running = []
-            log_line(work / f"{name}.log.jsonl", {"step": step + 1, "loss": mean_loss, "images": (step + 1) * batch, "seconds": time.time() - begun})
+            log_line(
+                work / f"{name}.log.jsonl",
+                {"step": step + 1, "loss": mean_loss, "images": (step + 1) * batch, "seconds": time.time() - begun},
+            )
             bar.set_postfix(loss=f"{mean_loss:.4f}")
         if (step + 1) % save_every == 0 or step + 1 == steps:
             save_checkpoint(work / name, {"model": model, "ema": ema}, optimizer, step + 1, time.time() - begun)

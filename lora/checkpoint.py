@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from safetensors.torch import save_file
 
 
 def save_checkpoint(
-    stem: Path, models: dict[str, torch.nn.Module], optimizer: torch.optim.Optimizer, step: int, seconds: float
+    stem: Path, models: Mapping[str, torch.nn.Module], optimizer: torch.optim.Optimizer, step: int, seconds: float
 ) -> None:
     """Write `stem`.safetensors with the models' weights, the optimizer's moments, the step and the seconds spent."""
     tensors: dict[str, torch.Tensor] = {}
@@ -27,7 +28,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    stem: Path, models: dict[str, torch.nn.Module], optimizer: torch.optim.Optimizer | None = None
+    stem: Path, models: Mapping[str, torch.nn.Module], optimizer: torch.optim.Optimizer | None = None
 ) -> tuple[int, float]:
     """Load what `save_checkpoint` wrote; returns (step, seconds spent), or (0, 0.0) when there is none."""
     path = stem.with_name(stem.name + ".safetensors")

@@ -11,9 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import platform
 import sys
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,10 +24,11 @@ from transformers import CLIPTokenizer
 from pipeline.pipeline import SyntheticDicomPipeline
 
 from . import base_autoencoder, base_text, base_unet
-from .base_data import PACKS, draw_weights, load_images, read_rows
+from .base_data import draw_weights, load_images, read_rows
+from .base_record import draw_loss_curve, training_record
 from .checkpoint import load_checkpoint
 
-STAGES = ("autoencoder", "text", "unet-128", "unet", "export")
+STAGES = ("autoencoder", "decoder", "text", "unet-128", "unet", "export")
 SHEET_PROMPTS = (
     "chest X-ray, PA view, normal lungs, 54 year old woman",
     "chest X-ray, AP view, child, bacterial pneumonia",
@@ -54,6 +53,9 @@ class BaseConfig:
     work: Path = field(metadata={"help": "folder for checkpoints, caches and logs"})
     out: Path = field(default=Path("pipeline"), metadata={"help": "where the trained base is exported to"})
     autoencoder_steps: int = field(default=7600, metadata={"help": "steps of the autoencoder"})
+    decoder_steps: int = field(
+        default=3000, metadata={"help": "further steps of the autoencoder's decoder alone; latents stay as they are"}
+    )
     text_steps: int = field(default=800, metadata={"help": "steps of the text encoder"})
     unet_128_steps: int = field(default=7000, metadata={"help": "steps of the denoiser on 128-pixel images"})
     unet_steps: int = field(default=4500, metadata={"help": "steps of the denoiser on 256-pixel images"})
@@ -65,10 +67,11 @@ class BaseConfig:
 
 
 def load_autoencoder(work: Path) -> AutoencoderKL:
-    """The trained autoencoder (its EMA) from its checkpoint."""
+    """The trained autoencoder (its EMA) from its checkpoint, with the decoder of the later stage where there is one."""
     model = base_autoencoder.build_autoencoder()
-    step, _ = load_checkpoint(work / "autoencoder", {"ema": model})
-    if not step:
+    if not (
+        load_checkpoint(work / "decoder", {"ema": model})[0] or load_checkpoint(work / "autoencoder", {"ema": model})[0]
+    ):
         raise FileNotFoundError(f"no autoencoder in {work}: run the stage 'autoencoder' first")
     return model.eval()
 
@@ -77,7 +80,9 @@ def finished_autoencoder(config: BaseConfig, images: np.ndarray) -> AutoencoderK
     """The autoencoder with tidy latents and their scale in its configuration."""
     model = load_autoencoder(config.work).to(config.device)
     chosen = np.random.default_rng(config.seed).choice(len(images), min(400, len(images)), replace=False)
-    base_autoencoder.rotate_latents(model, base_unet.encode_images(model, images[np.sort(chosen)], config.device).float())
+    base_autoencoder.rotate_latents(
+        model, base_unet.encode_images(model, images[np.sort(chosen)], config.device).float()
+    )
     spread = base_unet.encode_images(model, images[np.sort(chosen)], config.device).float().std()
     model.register_to_config(scaling_factor=round(float(1 / spread), 5))
     return model
@@ -91,7 +96,9 @@ def cached_latents(config: BaseConfig, vae: AutoencoderKL, images: np.ndarray, s
         if size != images.shape[1]:
             factor = images.shape[1] // size
             cut = (images[i : i + 256] for i in range(0, len(images), 256))
-            images = np.concatenate([c.reshape(len(c), size, factor, size, factor, 3).mean((2, 4)).round().astype(np.uint8) for c in cut])
+            images = np.concatenate(
+                [c.reshape(len(c), size, factor, size, factor, 3).mean((2, 4)).round().astype(np.uint8) for c in cut]
+            )
         latents = base_unet.encode_images(vae, images, config.device).float() * vae.config.scaling_factor
         part = stored.with_suffix(".part.npy")
         np.save(part, latents.half().numpy())
@@ -103,9 +110,15 @@ def assemble(config: BaseConfig, vae: AutoencoderKL, unet: UNet2DConditionModel)
     """A pipeline of the trained parts."""
     encoder, tokenizer = load_text(config.work)
     return SyntheticDicomPipeline(
-        vae=vae, text_encoder=encoder, tokenizer=tokenizer, unet=unet, scheduler=base_unet.build_scheduler(),
-        model_name="synthetic-dicom", default_num_inference_steps=25, default_guidance_scale=2.0,
-    )  # fmt: skip
+        vae=vae,
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=base_unet.build_scheduler(),
+        model_name="synthetic-dicom",
+        default_num_inference_steps=25,
+        default_guidance_scale=2.0,
+    )
 
 
 def load_text(work: Path) -> tuple[Any, CLIPTokenizer]:
@@ -126,7 +139,15 @@ def sheet_writer(config: BaseConfig, vae: AutoencoderKL, name: str, size: int) -
 
         pipe = assemble(config, vae, unet).to(config.device)
         pipe.set_progress_bar_config(disable=True)
-        pictures = pipe(list(SHEET_PROMPTS), seed=1, num_images_per_prompt=2, num_inference_steps=20, height=size, width=size, output_type="np").images
+        pictures = pipe(
+            list(SHEET_PROMPTS),
+            seed=1,
+            num_images_per_prompt=2,
+            num_inference_steps=20,
+            height=size,
+            width=size,
+            output_type="np",
+        ).images
         rows = [np.concatenate(list(pictures[i : i + 8]), axis=1) for i in range(0, len(pictures), 8)]
         sheet = (np.concatenate(rows) * 255).round().astype(np.uint8)
         Image.fromarray(sheet).save(config.work / f"sheet-{name}-{step:07d}.png")
@@ -135,12 +156,16 @@ def sheet_writer(config: BaseConfig, vae: AutoencoderKL, name: str, size: int) -
     return write
 
 
-def run_unet(config: BaseConfig, rows: list[dict[str, str]], images: np.ndarray, vae: AutoencoderKL, stage: str) -> None:
+def run_unet(
+    config: BaseConfig, rows: list[dict[str, str]], images: np.ndarray, vae: AutoencoderKL, stage: str
+) -> None:
     """Train the denoiser at one size; the 256-pixel stage starts from the 128-pixel one, or from `init`."""
     size = 128 if stage == "unet-128" else 256
     latents = cached_latents(config, vae, images, size)
     encoder, tokenizer = load_text(config.work)
-    captions = base_unet.encode_captions(encoder.to(config.device), tokenizer, rows, config.caption_variants, config.seed)
+    captions = base_unet.encode_captions(
+        encoder.to(config.device), tokenizer, rows, config.caption_variants, config.seed
+    )
     with torch.no_grad():
         ids = base_text.tokenize(tokenizer, [""]).to(config.device)
         empty = encoder(ids).last_hidden_state[0].cpu()
@@ -152,103 +177,87 @@ def run_unet(config: BaseConfig, rows: list[dict[str, str]], images: np.ndarray,
         if not load_checkpoint(config.work / "unet-128", {"ema": init})[0]:
             init = None
     base_unet.train_unet(
-        latents, captions, empty, draw_weights(rows), config.work, name=stage, init=init, batch=config.batch, seed=config.seed, device=config.device,
-        steps=config.unet_128_steps if stage == "unet-128" else config.unet_steps, decay_share=0.1 if stage == "unet-128" else 0.5,
+        latents,
+        captions,
+        empty,
+        draw_weights(rows),
+        config.work,
+        name=stage,
+        init=init,
+        batch=config.batch,
+        seed=config.seed,
+        device=config.device,
+        steps=config.unet_128_steps if stage == "unet-128" else config.unet_steps,
+        decay_share=0.1 if stage == "unet-128" else 0.5,
         on_sheet=sheet_writer(config, vae, stage, size),
-    )  # fmt: skip
+    )
 
 
-def export(config: BaseConfig, train_rows: list[dict[str, str]], images: np.ndarray, vae: AutoencoderKL) -> None:
+def export(config: BaseConfig, rows: list[dict[str, str]], images: np.ndarray, vae: AutoencoderKL) -> None:
     """Write components as float16 safetensors, `training.json` and the loss curve into `out`."""
     unet = UNet2DConditionModel(**base_unet.CONFIG)
     stage = "unet" if (config.work / "unet.safetensors").is_file() else "unet-128"
-    load_checkpoint(config.work / stage, {"ema": unet})
+    if not load_checkpoint(config.work / stage, {"ema": unet})[0]:
+        raise FileNotFoundError(f"no denoiser in {config.work}: run the stage 'unet' first")
     pipe = assemble(config, vae.cpu(), unet)
-    record = training_record(config, train_rows, images, vae)
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if not isinstance(v, Path) and v is not None}
+    record = {"command": "python -m lora.train_base", "config": settings}
+    record |= training_record(config.data, config.work, rows, images, pipe)
     pipe.to(dtype=torch.float16).save_pretrained(config.out, safe_serialization=True)
     (config.out / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     draw_loss_curve(config.work, config.out / "training_loss.png")
 
 
-def training_record(config: BaseConfig, rows: list[dict[str, str]], images: np.ndarray, vae: AutoencoderKL) -> dict[str, Any]:
-    """What the base was trained on and how well its autoencoder does against its bar."""
-    val_rows = read_rows(config.data, split="val")
-    val = load_images(val_rows, 256, config.work)
-    packs = np.array([row["pack"] for row in val_rows])
-    chosen = np.concatenate([np.flatnonzero(packs == pack)[:60] for pack in PACKS])
-    fitted = images[np.sort(np.random.default_rng(0).choice(len(images), min(2000, len(images)), replace=False))]
-    got, bar = base_autoencoder.psnr(val[chosen], base_autoencoder.reconstruct(vae, val[chosen])), base_autoencoder.pca_bar(fitted, val[chosen])
-    table = {p: {"autoencoder_db": round(float(got[packs[chosen] == p].mean()), 2), "pca_db": round(float(bar[packs[chosen] == p].mean()), 2)} for p in PACKS}
-    logs = {s: _log(config.work, n) for s, n in (("autoencoder", "autoencoder"), ("text", "text_encoder"), ("unet-128", "unet-128"), ("unet", "unet"))}
-    stages = {
-        s: {"steps": log[-1]["step"], "seconds": round(log[-1]["seconds"]), "final_loss": round(float(np.mean([r["loss"] for r in log[-10:]])), 5), **({"images_seen": log[-1]["images"]} if "images" in log[-1] else {})}
-        for s, log in logs.items() if log
-    }  # fmt: skip
-    return {
-        "command": "python -m lora.train_base",
-        "config": {k: v for k, v in dataclasses.asdict(config).items() if not isinstance(v, Path) and v is not None},
-        "hardware": {"device": config.device, "machine": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__},
-        "packs": [
-            {"pack": p, "modality": PACKS[p], "images": n, "licence": sorted({r["licence"] for r in rows if r["pack"] == p}),
-             "source": sorted({r["source"] for r in rows if r["pack"] == p})[0], "groups": len({r["group_id"] for r in rows if r["pack"] == p})}
-            for p, n in Counter(r["pack"] for r in rows).items()
-        ],
-        "parameters": {n: sum(t.numel() for t in m.parameters()) for n, m in (("vae", vae), ("unet", UNet2DConditionModel(**base_unet.CONFIG)), ("text_encoder", load_text(config.work)[0]))},
-        "stages": stages,
-        "seconds": sum(s["seconds"] for s in stages.values()),
-        "images_seen": sum(s.get("images_seen", 0) for s in stages.values()),
-        "autoencoder_psnr_val": table,
-    }  # fmt: skip
-
-
-def _log(work: Path, name: str) -> list[dict[str, Any]]:
-    path = work / f"{name}.log.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-
-
-def draw_loss_curve(work: Path, path: Path) -> None:
-    """Loss of the denoiser against images seen, both stages."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 3.5), layout="constrained")
-    for name in ("unet-128", "unet"):
-        if log := _log(work, name):
-            axes.plot([r["images"] for r in log], [r["loss"] for r in log], label=name, linewidth=0.8)
-    axes.set(xlabel="images seen in the stage", ylabel="flow matching loss", yscale="log")
-    axes.legend()
-    figure.savefig(path, dpi=90, metadata={"Software": None})
-    pyplot.close(figure)
+def run_stage(stage: str, config: BaseConfig, rows: list[dict[str, str]], images: np.ndarray) -> None:
+    """Run one stage, going on from its checkpoint."""
+    common: dict[str, Any] = {"seed": config.seed, "device": config.device}
+    if stage == "autoencoder":
+        base_autoencoder.train_autoencoder(
+            images, draw_weights(rows), config.work, steps=config.autoencoder_steps, **common
+        )
+    elif stage == "decoder":
+        start = base_autoencoder.build_autoencoder()
+        if not load_checkpoint(config.work / "autoencoder", {"ema": start})[0]:
+            raise FileNotFoundError(f"no autoencoder in {config.work}: run the stage 'autoencoder' first")
+        base_autoencoder.train_autoencoder(
+            images, draw_weights(rows), config.work, steps=config.decoder_steps, decoder_of=start, **common
+        )
+    elif stage == "text":
+        accuracy = base_text.train_text_encoder(rows, config.work, steps=config.text_steps, seed=config.seed)[2]
+        (config.work / "text_accuracy.json").write_text(json.dumps(accuracy, indent=1), encoding="utf-8")
+    elif stage == "export":
+        export(config, rows, images, finished_autoencoder(config, images))
+    else:
+        run_unet(config, rows, images, finished_autoencoder(config, images), stage)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the stages asked for."""
-    parser = argparse.ArgumentParser("python -m lora.train_base", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(
+        "python -m lora.train_base", description=__doc__.splitlines()[0] if __doc__ else None
+    )
     for item in dataclasses.fields(BaseConfig):
         kind = Path if "Path" in str(item.type) else {"int": int}.get(str(item.type), str)
         required = item.default is dataclasses.MISSING
-        parser.add_argument(f"--{item.name.replace('_', '-')}", type=kind, required=required, help=item.metadata["help"], **({} if required else {"default": item.default}))
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), help="stages to run, in this order")
+        default: dict[str, Any] = {} if required else {"default": item.default}
+        parser.add_argument(
+            f"--{item.name.replace('_', '-')}",
+            type=kind,
+            required=required,
+            help=item.metadata["help"],
+            **default,
+        )
+    parser.add_argument(
+        "--stages", nargs="+", choices=STAGES, default=list(STAGES), help="stages to run, in this order"
+    )
     options = vars(parser.parse_args(arguments))
     stages = options.pop("stages")
     config = BaseConfig(**options)
     try:
         rows = read_rows(config.data, split="train")
         images = load_images(rows, 256, config.work)
-        if "autoencoder" in stages:
-            base_autoencoder.train_autoencoder(images, draw_weights(rows), config.work, steps=config.autoencoder_steps, seed=config.seed, device=config.device)
-        if "text" in stages:
-            accuracy = base_text.train_text_encoder(rows, config.work, steps=config.text_steps, seed=config.seed)[2]
-            (config.work / "text_accuracy.json").write_text(json.dumps(accuracy, indent=1))
-        if set(stages) & {"unet-128", "unet", "export"}:
-            vae = finished_autoencoder(config, images)
-        for stage in ("unet-128", "unet"):
-            if stage in stages:
-                run_unet(config, rows, images, vae, stage)
-        if "export" in stages:
-            export(config, rows, images, vae)
+        for stage in (s for s in STAGES if s in stages):
+            run_stage(stage, config, rows, images)
     except (FileNotFoundError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

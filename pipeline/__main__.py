@@ -35,7 +35,9 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument("prompt", help='for example "axial T1 brain MRI with contrast, meningioma"')
     generate.add_argument("--out", required=True, metavar="DIR", type=Path, help="folder to write into")
     names = dict.fromkeys([*MODALITIES, *PROFILES])
-    generate.add_argument("--modality", metavar="M", help=f"one of {', '.join(names)}; by default what the prompt names")
+    generate.add_argument(
+        "--modality", metavar="M", help=f"one of {', '.join(names)}; by default what the prompt names"
+    )
     generate.add_argument("--image", metavar="FILE", type=Path, help="DICOM or picture to start from")
     generate.add_argument("--strength", metavar="S", type=float, help="how far to leave the image, above 0 to 1 (0.6)")
     generate.add_argument("--frame", metavar="N", type=int, help="frame of a multi-frame image, from 1")
@@ -109,9 +111,13 @@ def generate(options: argparse.Namespace) -> list[Path]:
     )
     pictures = [np.asarray(image, np.float32) / 255 for image in output.images] if options.png else None
     return write_files(
-        output.dicoms, options.out, compression=options.compress, zip_archive=options.zip,
-        dicomdir=options.dicomdir, png_pixels=pictures,
-    )  # fmt: skip
+        output.dicoms,
+        options.out,
+        compression=options.compress,
+        zip_archive=options.zip,
+        dicomdir=options.dicomdir,
+        png_pixels=pictures,
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:

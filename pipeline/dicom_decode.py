@@ -241,7 +241,10 @@ def _grey(dataset: Dataset, stored: np.ndarray, layout: _Layout, index: int) -> 
             raise ImageInputError("`image`: the DICOM object has no finite pixel value.")
         low, high = float(values[visible].min()), float(values[visible].max())
         shown = _voi(dataset, values, index)
-        if shown is None or (high > low and float(np.ptp(shown[visible])) == 0):  # no window, or one that hides all
+        spread = 0.0 if shown is None else float(np.ptp(shown[visible]))
+        if (
+            shown is None or not math.isfinite(spread) or (high > low and spread == 0)
+        ):  # no window, or one that hides all
             span = high - low
             shown = np.clip((values - low) / span, 0, 1) if span > 0 and math.isfinite(span) else np.zeros(values.shape)
         if layout.photometric == "MONOCHROME1":

@@ -249,9 +249,16 @@ class SyntheticDicomPipeline(StableDiffusionPipeline):
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         negatives = self._check_inputs(
-            prompts, negative_prompt, image, strength, num_images_per_prompt, output_type,
-            num_inference_steps, guidance_scale, callback_on_step_end_tensor_inputs,
-        )  # fmt: skip
+            prompts,
+            negative_prompt,
+            image,
+            strength,
+            num_images_per_prompt,
+            output_type,
+            num_inference_steps,
+            guidance_scale,
+            callback_on_step_end_tensor_inputs,
+        )
         height, width = self._check_size(height, width, image is not None)
         patient, study = _made(Patient, patient, "patient"), _made(Study, study, "study")
         seeds = self._seeds(seed, generator, len(prompts) * num_images_per_prompt)
@@ -289,9 +296,19 @@ class SyntheticDicomPipeline(StableDiffusionPipeline):
                 to_dataset(blank, profiles[i // num_images_per_prompt], recipes[i], patient=patient, study=study)
 
         latents = self._denoise(
-            prompts, negatives, num_images_per_prompt, seeds, steps, float(guidance), height, width, source,
-            strength, callback_on_step_end, callback_on_step_end_tensor_inputs,
-        )  # fmt: skip
+            prompts,
+            negatives,
+            num_images_per_prompt,
+            seeds,
+            steps,
+            float(guidance),
+            height,
+            width,
+            source,
+            strength,
+            callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
+        )
         self.maybe_free_model_hooks()
         images, dicoms = latents, None
         if output_type != "latent":
@@ -305,11 +322,16 @@ class SyntheticDicomPipeline(StableDiffusionPipeline):
             if output_type == "dicom":
                 dicoms = [
                     to_dataset(
-                        pixels, each[i], recipes[i], patient=patient, study=study,
-                        series_number=i // num_images_per_prompt + 1, instance_number=i % num_images_per_prompt + 1,
+                        pixels,
+                        each[i],
+                        recipes[i],
+                        patient=patient,
+                        study=study,
+                        series_number=i // num_images_per_prompt + 1,
+                        instance_number=i % num_images_per_prompt + 1,
                     )
                     for i, pixels in enumerate(arrays)
-                ]  # fmt: skip
+                ]
         if not return_dict:
             return images, dicoms, recipes
         return SyntheticDicomPipelineOutput(images=images, dicoms=dicoms, recipes=recipes)
@@ -325,9 +347,20 @@ class SyntheticDicomPipeline(StableDiffusionPipeline):
     # ---- the steps of a call ------------------------------------------------------------------------------------
 
     def _denoise(
-        self, prompts: list[str], negatives: list[str], count: int, seeds: list[int], steps: int, guidance: float,
-        height: int, width: int, source: InputImage | None, strength: float, callback: Any, callback_inputs: Sequence[str],
-    ) -> torch.Tensor:  # fmt: skip
+        self,
+        prompts: list[str],
+        negatives: list[str],
+        count: int,
+        seeds: list[int],
+        steps: int,
+        guidance: float,
+        height: int,
+        width: int,
+        source: InputImage | None,
+        strength: float,
+        callback: Any,
+        callback_inputs: Sequence[str],
+    ) -> torch.Tensor:
         device = self._execution_device
         self._guidance_scale, self._interrupt, self._cross_attention_kwargs = guidance, False, None
         self._clip_skip = None
@@ -338,7 +371,12 @@ class SyntheticDicomPipeline(StableDiffusionPipeline):
         timesteps = self.scheduler.timesteps
         # Every image has a generator of its own, on the CPU: the same noise in any batch and on any device.
         generators = [torch.Generator("cpu").manual_seed(s) for s in seeds]
-        shape = (len(seeds), self.unet.config.in_channels, height // self.vae_scale_factor, width // self.vae_scale_factor)
+        shape = (
+            len(seeds),
+            self.unet.config.in_channels,
+            height // self.vae_scale_factor,
+            width // self.vae_scale_factor,
+        )
         noise = randn_tensor(shape, generator=generators, device=device, dtype=embeddings.dtype)
         if source is None:
             latents = noise * self.scheduler.init_noise_sigma
@@ -378,9 +416,17 @@ class SyntheticDicomPipeline(StableDiffusionPipeline):
         return (mode * self.vae.config.scaling_factor).to(dtype)
 
     def _check_inputs(
-        self, prompts: list[str], negative: Any, image: Any, strength: float, count: int, output_type: str,
-        steps: int | None, guidance: float | None, callback_inputs: Sequence[str],
-    ) -> list[str]:  # fmt: skip
+        self,
+        prompts: list[str],
+        negative: Any,
+        image: Any,
+        strength: float,
+        count: int,
+        output_type: str,
+        steps: int | None,
+        guidance: float | None,
+        callback_inputs: Sequence[str],
+    ) -> list[str]:
         """Refuse what cannot work, before any work; returns one negative prompt per prompt."""
         if not prompts:
             raise ValueError("`prompt` is an empty list; give at least one prompt")
@@ -421,7 +467,9 @@ class SyntheticDicomPipeline(StableDiffusionPipeline):
                 raise ValueError(f"`{name}` is {value!r}; allowed is a multiple of {factor} up to 2048")
             size[name] = value
         if needs_square and size["height"] != size["width"]:
-            raise ValueError(f"`height` and `width` are {size['height']} and {size['width']}; with `image` both must be equal")
+            raise ValueError(
+                f"`height` and `width` are {size['height']} and {size['width']}; with `image` both must be equal"
+            )
         return size["height"], size["width"]
 
     @staticmethod
@@ -431,12 +479,16 @@ class SyntheticDicomPipeline(StableDiffusionPipeline):
         if isinstance(seed, Sequence) and not isinstance(seed, str):
             seeds = list(seed)
             if len(seeds) != count:
-                raise ValueError(f"`seed` has {len(seeds)} values; allowed is one number, or one for each of {count} images")
+                raise ValueError(
+                    f"`seed` has {len(seeds)} values; allowed is one number, or one for each of {count} images"
+                )
         elif seed is not None:
             seeds = [seed + i for i in range(count)] if _is_whole(seed) else [seed]
         elif isinstance(generator, Sequence):
             if len(generator) != count:
-                raise ValueError(f"`generator` has {len(generator)} entries; allowed is one, or one for each of {count} images")
+                raise ValueError(
+                    f"`generator` has {len(generator)} entries; allowed is one, or one for each of {count} images"
+                )
             seeds = [_draw_seed(g) for g in generator]
         else:
             seeds = [_draw_seed(generator) for _ in range(count)] if generator else []
@@ -464,7 +516,9 @@ def _is_whole(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool) and np.isfinite(value)
+    return (
+        isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool) and np.isfinite(value)
+    )
 
 
 def _draw_seed(generator: torch.Generator) -> int:

@@ -21,7 +21,21 @@ def run(tiny_folder: Path, *arguments: str, cwd: Path = ROOT) -> subprocess.Comp
 
 def test_writes_and_prints_one_path_a_line(tiny_folder, tmp_path):
     out = tmp_path / "new" / "folder"
-    done = run(tiny_folder, BRAIN, "--count", "2", "--seed", "7", "--png", "--compress", "jpegls", "--patient", "age=054Y", "--out", str(out))
+    done = run(
+        tiny_folder,
+        BRAIN,
+        "--count",
+        "2",
+        "--seed",
+        "7",
+        "--png",
+        "--compress",
+        "jpegls",
+        "--patient",
+        "age=054Y",
+        "--out",
+        str(out),
+    )
     assert done.returncode == 0, done.stderr
     paths = [Path(line) for line in done.stdout.splitlines()]
     assert sorted(p.suffix for p in paths) == [".dcm", ".dcm", ".png", ".png"]
@@ -30,7 +44,19 @@ def test_writes_and_prints_one_path_a_line(tiny_folder, tmp_path):
     assert (dataset.Modality, dataset.PatientAge, dataset.Rows) == ("MR", "054Y", 64)
 
     picture = next(p for p in paths if p.suffix == ".png")
-    done = run(tiny_folder, BRAIN, "--image", str(picture), "--strength", "0.5", "--steps", "4", "--zip", "--out", str(tmp_path / "zip"))
+    done = run(
+        tiny_folder,
+        BRAIN,
+        "--image",
+        str(picture),
+        "--strength",
+        "0.5",
+        "--steps",
+        "4",
+        "--zip",
+        "--out",
+        str(tmp_path / "zip"),
+    )
     assert done.returncode == 0, done.stderr
     (archive,) = done.stdout.splitlines()
     with zipfile.ZipFile(archive) as members:

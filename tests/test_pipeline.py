@@ -102,7 +102,15 @@ def test_image_to_image_takes_many_kinds_of_input_and_keeps_no_identifier(tiny, 
     path = tmp_path / "Doe-Jane.dcm"
     dataset.save_as(path)
     picture = Image.fromarray((np.random.default_rng(0).random((50, 80)) * 255).astype(np.uint8))
-    for image in (path, str(path), path.read_bytes(), dataset, picture, np.zeros((64, 64), np.uint8), torch.rand(3, 64, 64)):
+    for image in (
+        path,
+        str(path),
+        path.read_bytes(),
+        dataset,
+        picture,
+        np.zeros((64, 64), np.uint8),
+        torch.rand(3, 64, 64),
+    ):
         result = tiny(BRAIN, image, 0.5, seed=1).dicoms[0]
         text = str(result) + result.ImageComments
         assert "Doe" not in text and "4711" not in text and dataset.SOPInstanceUID not in text
@@ -122,7 +130,13 @@ def test_callback_sees_every_step_and_may_stop(tiny):
         pipe._interrupt = step == 1
         return tensors
 
-    tiny(CHEST, seed=1, num_inference_steps=5, callback_on_step_end=stop_after_two, callback_on_step_end_tensor_inputs=["latents", "denoised"])
+    tiny(
+        CHEST,
+        seed=1,
+        num_inference_steps=5,
+        callback_on_step_end=stop_after_two,
+        callback_on_step_end_tensor_inputs=["latents", "denoised"],
+    )
     assert [s[0] for s in seen] == [0, 1]
     assert seen[0][1:] == (["denoised", "latents"], (1, 4, 16, 16))
 
@@ -159,7 +173,9 @@ def test_stable_diffusion_checkpoints_are_wrapped(tiny, scheduler, tmp_path):
 def test_same_pixels_as_the_stock_pipeline(tiny):
     stock = StableDiffusionPipeline(**tiny.components, requires_safety_checker=False)
     stock.set_progress_bar_config(disable=True)
-    theirs = stock(CHEST, num_inference_steps=3, guidance_scale=2.0, generator=torch.Generator().manual_seed(11), output_type="pt").images
+    theirs = stock(
+        CHEST, num_inference_steps=3, guidance_scale=2.0, generator=torch.Generator().manual_seed(11), output_type="pt"
+    ).images
     ours = tiny(CHEST, seed=11, output_type="pt").images
     assert torch.allclose(theirs.clamp(0, 1), ours, atol=1e-5)
 
@@ -171,7 +187,10 @@ def test_save_and_load_again_give_the_same_images(tiny, tiny_folder):
     assert again.model_sha256 == tiny.model_sha256
     assert np.array_equal(stored(again(CHEST, seed=4))[0], stored(tiny(CHEST, seed=4))[0])
     assert {p.name for p in Path("pipeline").glob("*.py")} <= {p.name for p in tiny_folder.glob("*.py")}
-    assert json.loads((tiny_folder / "model_index.json").read_text())["_class_name"] == ["pipeline", "SyntheticDicomPipeline"]
+    assert json.loads((tiny_folder / "model_index.json").read_text())["_class_name"] == [
+        "pipeline",
+        "SyntheticDicomPipeline",
+    ]
 
 
 def test_half_precision_runs_and_hash_follows_the_weights(tiny_folder):

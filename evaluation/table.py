@@ -1,0 +1,65 @@
+"""The README's table of results, made of the JSON files alone, so that no number in it is typed by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+BEGIN, END = "<!-- results: written by `python -m evaluation table` -->", "<!-- end of results -->"
+MODALITIES = ("chest-xray", "ct", "brain-mri", "blood-smear")
+
+
+def results_table(results: Path, training: Path) -> str:
+    """Markdown of fidelity, judges, speed and training, from `results`/*.json and a `training.json`.
+
+    Raises
+    ------
+    FileNotFoundError, KeyError
+        A result is missing: nothing is filled in for it.
+    """
+    lines = ["| modality | images | KID | floor | blur sigma 1 | blur sigma 2 |", "|---|---|---|---|---|---|"]
+    for modality in MODALITIES:
+        found = _read(results / f"fidelity-{modality}.json")
+        kinds = [_kid(found[kind]) for kind in ("synthetic", "floor", "blur_sigma_1", "blur_sigma_2")]
+        lines.append(f"| {modality} | {found['counts']['synthetic']} | {' | '.join(kinds)} |")
+    lines += ["", "| judge trained on real images only | on unseen real images | on generated ones | chance |", "|---|---|---|---|"]
+    for task, found in _read(results / "classify.json")["tasks"].items():
+        real, made = found["real_val"], found["generated"]
+        lines.append(f"| {task} | {real['accuracy']:.1%} | {made['accuracy']:.1%} of {made['count']} | {made['chance']:.1%} |")
+    speed = _read(results / "speed.json")
+    first = next(row for row in speed["generation"] if row["batch"] == 1)
+    record = _read(training)
+    psnr = record["autoencoder_psnr_val"]
+    lines += [
+        "",
+        f"One image of {speed['size'][0]}x{speed['size'][1]} at the default {first['steps']} steps took "
+        f"{first['seconds_an_image']['pipeline_to_dicom']:.1f} s ({speed['machine']['torch_threads']} threads, "
+        f"{speed['machine']['processor']}), DICOM included; {first['pipeline_to_bare']:.3f} times the bare diffusers loop. "
+        f"The base was trained for {record['seconds'] / 3600:.1f} hours on {record['hardware']['device']} and saw "
+        f"{record['images_seen']:,} images. Its autoencoder restores unseen images with (linear PCA of the same size in "
+        "brackets) " + ", ".join(f"{m} {psnr[m]['autoencoder_db']} ({psnr[m]['pca_db']})" for m in MODALITIES) + " dB PSNR.",
+    ]
+    return "\n".join(lines)
+
+
+def with_table(readme: str, table: str) -> str:
+    """The README's text with its table replaced.
+
+    Raises
+    ------
+    ValueError
+        The marks between which the table stands are missing.
+    """
+    if readme.count(BEGIN) != 1 or readme.count(END) != 1:
+        raise ValueError("`readme` lacks the marks between which the results stand")
+    before, _, rest = readme.partition(BEGIN)
+    return f"{before}{BEGIN}\n\n{table}\n\n{END}{rest.partition(END)[2]}"
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _kid(found: dict[str, float]) -> str:
+    return f"{found['kid']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
