@@ -33,6 +33,7 @@ import torch
 
 from app_parts import (
     CSS,
+    HEAD,
     THEME,
     Result,
     Step,
@@ -292,8 +293,8 @@ with gr.Blocks(title="Synthetic DICOM", delete_cache=(600, 3600), analytics_enab
                     )
                     generate_button = gr.Button("Generate", variant="primary", elem_id="generate")
                     gr.Examples(EXAMPLES, text_prompt, label="Examples", api_visibility="private")
-                with gr.Tab("Image to image"):
-                    upload = gr.UploadButton("Upload a DICOM file or a picture", size="md", elem_id="upload")
+                with gr.Tab("Image to image", elem_id="image-tab"):
+                    upload = gr.UploadButton("Upload or drop a DICOM file or a picture", size="md", elem_id="upload")
                     source_view = gr.Image(
                         label="Source",
                         format="png",
@@ -339,24 +340,24 @@ with gr.Blocks(title="Synthetic DICOM", delete_cache=(600, 3600), analytics_enab
                     patient_id = gr.Textbox("", label="Patient ID")
                 with gr.Row():
                     patient_sex = gr.Dropdown(
-                        [("As the prompt says", ""), ("Female", "F"), ("Male", "M"), ("Other", "O")],
+                        [("As prompted", ""), ("Female", "F"), ("Male", "M"), ("Other", "O")],
                         value="", label="Sex",
                     )  # fmt: skip
                     patient_age = gr.Textbox("", label="Age in years")
-                    patient_birth_date = gr.Textbox("", label="Birth date", placeholder="YYYYMMDD")
                 with gr.Row():
-                    study_description = gr.Textbox("", label="Study description")
+                    patient_birth_date = gr.Textbox("", label="Birth date", placeholder="YYYYMMDD")
                     study_date = gr.Textbox("", label="Study date", placeholder="YYYYMMDD")
                 with gr.Row():
+                    study_description = gr.Textbox("", label="Study description")
                     study_accession_number = gr.Textbox("", label="Accession number")
-                    study_referring_physician_name = gr.Textbox("", label="Referring physician")
+                study_referring_physician_name = gr.Textbox("", label="Referring physician")
         with gr.Column(scale=6, min_width=320, elem_id="results"):
             status = gr.HTML("Your images appear here.", elem_id="status", elem_classes="note")
             gallery = gr.Gallery(
                 label="Images", format="png", columns=4, object_fit="contain", height=420, preview=True,
                 buttons=["fullscreen"], elem_id="gallery", interactive=False,
             )  # fmt: skip
-            stop_button = gr.Button("Stop", variant="stop", size="sm", visible=False)
+            stop_button = gr.Button("Stop", size="sm", visible=False)
             with gr.Column(visible=False) as details:
                 with gr.Row():
                     dicom_button = gr.DownloadButton("Download DICOM", variant="primary", size="md", elem_id="dicom")
@@ -395,7 +396,7 @@ with gr.Blocks(title="Synthetic DICOM", delete_cache=(600, 3600), analytics_enab
     runs = [
         gr.on(
             triggers, handler, inputs_kwargs=inputs, outputs=[status, gallery, results, stop_button],
-            js=NARROW_SCROLL, show_progress_on=gallery, api_visibility="private", **RUNNING,
+            js=NARROW_SCROLL, show_progress="minimal", show_progress_on=status, api_visibility="private", **RUNNING,
         )
         for triggers, handler, inputs in (
             ([generate_button.click, text_prompt.submit], show_text_to_image, from_text),
@@ -428,7 +429,7 @@ with gr.Blocks(title="Synthetic DICOM", delete_cache=(600, 3600), analytics_enab
 
 demo.queue(max_size=24, default_concurrency_limit=2, api_open=False)
 LAUNCH: dict[str, Any] = {
-    "theme": THEME, "css": CSS, "max_file_size": MAX_UPLOAD, "footer_links": [], "run_history": False,
+    "theme": THEME, "css": CSS, "head": HEAD, "max_file_size": MAX_UPLOAD, "footer_links": [], "run_history": False,
     "ssr_mode": False, "quiet": True, "show_error": False,
 }  # fmt: skip
 

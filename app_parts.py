@@ -67,9 +67,33 @@ footer { display: none !important; }
 #source img { width: 100%; height: 100%; object-fit: contain; }
 #seed { background: var(--block-background-fill); align-items: flex-end; }
 #dice { margin: 0 .8rem .75rem 0; }
+#files .label-clear-button { display: none; }
+.tab-container button.selected { color: var(--primary-700); }
+.dark .tab-container button.selected { color: var(--primary-400); }
 #results { scroll-margin-top: .5rem; }
 @media (max-width: 900px) { #results { min-height: 95vh; } }
 """
+
+
+# A file's name may be a patient's: it is taken off before the page or the server sees it. And files can be dropped.
+HEAD = """<script>
+const nameless = (files) => {
+  const kept = new DataTransfer();
+  for (const file of files) kept.items.add(new File([file], "upload", {type: file.type}));
+  return kept.files;
+};
+document.addEventListener("change", ({target}) => {
+  if (target.type === "file") target.files = nameless(target.files);
+}, true);
+document.addEventListener("dragover", (event) => event.preventDefault());
+document.addEventListener("drop", (event) => {
+  event.preventDefault();
+  const input = event.target.closest("#image-tab")?.querySelector("input[type=file]");
+  if (!input || !event.dataTransfer.files.length) return;
+  input.files = event.dataTransfer.files;
+  input.dispatchEvent(new Event("change", {bubbles: true}));
+}, true);
+</script>"""
 
 
 # ---- errors -------------------------------------------------------------------------------------------------------
@@ -83,15 +107,13 @@ def toasts() -> Iterator[None]:
     except gr.Error:
         raise
     except ValueError as error:
-        raise gr.Error(
-            html.escape(sentence(str(error)), quote=False), title="Not possible", print_exception=False
-        ) from None
+        raise gr.Error(html.escape(sentence(str(error)), quote=False), print_exception=False) from None
     except Exception as error:
         # The text of an error may hold a path or the name of an uploaded file: only its kind and place are logged.
         place = traceback.extract_tb(error.__traceback__)[-1]
         LOGGER.error("%s in %s, line %s", type(error).__name__, Path(place.filename).name, place.lineno)
         message = "Something went wrong on this side. Please try again."
-        raise gr.Error(message, title="Sorry", print_exception=False) from None
+        raise gr.Error(message, print_exception=False) from None
 
 
 def sentence(message: str) -> str:
@@ -135,7 +157,7 @@ def _text(element: DataElement) -> str:
 # ---- what the page is given, and what it shows ---------------------------------------------------------------------
 
 
-def number_in(text: str | float | None, name: str) -> float | None:
+def number_in(text: str | float | None, name: str) -> Any:
     """Read a number that may be typed as text; None where it is empty."""
     if text is None or not str(text).strip():
         return None

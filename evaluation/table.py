@@ -23,22 +23,28 @@ def results_table(results: Path, training: Path) -> str:
         found = _read(results / f"fidelity-{modality}.json")
         kinds = [_kid(found[kind]) for kind in ("synthetic", "floor", "blur_sigma_1", "blur_sigma_2")]
         lines.append(f"| {modality} | {found['counts']['synthetic']} | {' | '.join(kinds)} |")
-    lines += ["", "| judge trained on real images only | on unseen real images | on generated ones | chance |", "|---|---|---|---|"]
-    for task, found in _read(results / "classify.json")["tasks"].items():
-        real, made = found["real_val"], found["generated"]
-        lines.append(f"| {task} | {real['accuracy']:.1%} | {made['accuracy']:.1%} of {made['count']} | {made['chance']:.1%} |")
-    speed = _read(results / "speed.json")
-    first = next(row for row in speed["generation"] if row["batch"] == 1)
-    record = _read(training)
-    psnr = record["autoencoder_psnr_val"]
     lines += [
         "",
-        f"One image of {speed['size'][0]}x{speed['size'][1]} at the default {first['steps']} steps took "
-        f"{first['seconds_an_image']['pipeline_to_dicom']:.1f} s ({speed['machine']['torch_threads']} threads, "
-        f"{speed['machine']['processor']}), DICOM included; {first['pipeline_to_bare']:.3f} times the bare diffusers loop. "
+        "| judge, trained on real images only | unseen real images | generated | chance |",
+        "|---|---|---|---|",
+    ]
+    for task, found in _read(results / "classify.json")["tasks"].items():
+        real, made = found["real_val"], found["generated"]
+        asked = f"{made['accuracy']:.1%} of {made['count']}"
+        lines.append(f"| {task} | {real['accuracy']:.1%} | {asked} | {made['chance']:.1%} |")
+    speed, record = _read(results / "speed.json"), _read(training)
+    first = next(row for row in speed["generation"] if row["batch"] == 1)
+    seconds, machine, psnr = first["seconds_an_image"], speed["machine"], record["autoencoder_psnr_val"]
+    decibels = ", ".join(f"{m} {psnr[m]['autoencoder_db']} ({psnr[m]['pca_db']})" for m in MODALITIES)
+    lines += [
+        "",
+        f"One image of {speed['size'][0]}x{speed['size'][1]} at the default {first['steps']} steps takes "
+        f"{seconds['pipeline_to_dicom']:.1f} s with its DICOM ({machine['torch_threads']} threads, "
+        f"{machine['processor']}); without it, {first['pipeline_to_bare']:.3f} times the bare diffusers loop.",
+        "",
         f"The base was trained for {record['seconds'] / 3600:.1f} hours on {record['hardware']['device']} and saw "
-        f"{record['images_seen']:,} images. Its autoencoder restores unseen images with (linear PCA of the same size in "
-        "brackets) " + ", ".join(f"{m} {psnr[m]['autoencoder_db']} ({psnr[m]['pca_db']})" for m in MODALITIES) + " dB PSNR.",
+        f"{record['images_seen']:,} images. Its autoencoder restores unseen images with {decibels} dB PSNR; "
+        "in brackets linear PCA of the same latent size.",
     ]
     return "\n".join(lines)
 

@@ -10,6 +10,7 @@ import copy
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from tqdm.auto import tqdm
 from .checkpoint import load_checkpoint, log_line, save_checkpoint
 from .precision import autocast
 
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "in_channels": 3,
     "out_channels": 3,
     "down_block_types": ("DownEncoderBlock2D",) * 4,

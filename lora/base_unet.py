@@ -135,6 +135,7 @@ def train_unet(
     )
     start, seconds = load_checkpoint(work / name, {"model": model, "ema": ema}, optimizer)
     model.train()
+    shift = latents.shape[-1] / 16  # larger images need more noise before their layout is lost (Esser et al. 2024)
     begun, running = time.time() - seconds, []
     bar = tqdm(range(start, steps), initial=start, total=steps, desc=name, mininterval=20)
     for step in bar:
@@ -147,6 +148,7 @@ def train_unet(
         text[torch.rand(batch, generator=draw) < CAPTION_DROP] = empty.float()
         noise = torch.randn(clean.shape, generator=draw)
         sigma = torch.sigmoid(torch.randn(batch, generator=draw))
+        sigma = shift * sigma / (1 + (shift - 1) * sigma)
         mixed = torch.lerp(clean, noise, sigma.view(-1, 1, 1, 1))
         clean, noise, mixed, text, sigma = (t.to(device) for t in (clean, noise, mixed, text, sigma))
         with autocast(device):

@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 import warnings
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -57,16 +58,16 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _fields(cls: type) -> str:
-    return f"value for the header, repeatable; keys: {', '.join(cls.__dataclass_fields__)}"  # type: ignore[attr-defined]
+def _fields(cls: type[Any]) -> str:
+    return f"value for the header, repeatable; keys: {', '.join(f.name for f in fields(cls))}"
 
 
-def _made(cls: type, pairs: list[str], option: str) -> Any:
+def _made(cls: type[Any], pairs: list[str], option: str) -> Any:
     """A Patient or Study of KEY=VALUE pairs; None when there are none."""
     values: dict[str, str] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
-        if not equals or key not in cls.__dataclass_fields__:  # type: ignore[attr-defined]
+        if not equals or key not in {f.name for f in fields(cls)}:
             raise ValueError(f"`{option}` is {pair!r}; allowed is KEY=VALUE with {_fields(cls).split('; ')[1]}")
         values[key] = value
     return cls(**values) if values else None

@@ -13,7 +13,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -260,7 +260,7 @@ class SyntheticDicomPipeline(StableDiffusionPipeline):
             callback_on_step_end_tensor_inputs,
         )
         height, width = self._check_size(height, width, image is not None)
-        patient, study = _made(Patient, patient, "patient"), _made(Study, study, "study")
+        header = {"patient": _made(Patient, patient, "patient"), "study": _made(Study, study, "study")}
         seeds = self._seeds(seed, generator, len(prompts) * num_images_per_prompt)
         steps = self.config.default_num_inference_steps if num_inference_steps is None else num_inference_steps
         guidance = self.config.default_guidance_scale if guidance_scale is None else guidance_scale
@@ -293,7 +293,7 @@ class SyntheticDicomPipeline(StableDiffusionPipeline):
             # Header and prompt may contradict each other: find out on an empty picture, before minutes of denoising.
             for i in range(0, len(recipes), num_images_per_prompt):
                 blank = np.zeros((height, width), np.float32)
-                to_dataset(blank, profiles[i // num_images_per_prompt], recipes[i], patient=patient, study=study)
+                to_dataset(blank, profiles[i // num_images_per_prompt], recipes[i], **header)
 
         latents = self._denoise(
             prompts,
@@ -310,7 +310,8 @@ class SyntheticDicomPipeline(StableDiffusionPipeline):
             callback_on_step_end_tensor_inputs,
         )
         self.maybe_free_model_hooks()
-        images, dicoms = latents, None
+        images: Any = latents
+        dicoms = None
         if output_type != "latent":
             images = self.decode_latents_to_float(latents)
         if output_type in ("np", "dicom", "pil"):
@@ -325,8 +326,7 @@ class SyntheticDicomPipeline(StableDiffusionPipeline):
                         pixels,
                         each[i],
                         recipes[i],
-                        patient=patient,
-                        study=study,
+                        **header,
                         series_number=i // num_images_per_prompt + 1,
                         instance_number=i % num_images_per_prompt + 1,
                     )
@@ -532,7 +532,7 @@ def _bytes_of(tensor: torch.Tensor) -> bytes:
     return tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes()
 
 
-def _made(cls: type, value: Any, name: str) -> Any:
+def _made(cls: type[Any], value: Any, name: str) -> Any:
     """A Patient or Study from itself, a like dataclass of another copy of this code, a dictionary or None."""
     if value is None or isinstance(value, cls):
         return value
@@ -543,7 +543,9 @@ def _made(cls: type, value: Any, name: str) -> Any:
     try:
         return cls(**value)
     except TypeError as error:
-        raise ValueError(f"`{name}` has an unknown field; allowed are {', '.join(cls.__dataclass_fields__)}") from error
+        raise ValueError(
+            f"`{name}` has an unknown field; allowed are {', '.join(f.name for f in fields(cls))}"
+        ) from error
 
 
 def _versions() -> tuple[tuple[str, str], ...]:

@@ -7,7 +7,6 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pydicom
 import pytest
 from PIL import Image
@@ -23,11 +22,19 @@ from .tiny import tiny_pipeline  # noqa: E402
 CHROMIUM = "/usr/bin/chromium" if Path("/usr/bin/chromium").exists() else shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 
-QUIET = (
-    "--no-sandbox --disable-gpu --disable-dev-shm-usage --disable-background-networking --disable-component-update "
-    "--disable-sync --no-first-run --disable-default-apps --disable-features=Translate,OptimizationHints,MediaRouter"
-).split()
+QUIET = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+    "--disable-default-apps",
+    "--disable-features=Translate,OptimizationHints,MediaRouter",
+]
 PATIENCE = 180_000  # milliseconds; the machine may be busy
+playwright.expect.set_options(timeout=PATIENCE)
 SECRET = "Jane_Doe_1961_secret"
 
 
@@ -123,6 +130,17 @@ def test_transform_an_uploaded_dicom(open_page, tmp_path):
     assert SECRET not in page.content()
 
 
+def test_an_upload_that_is_too_large_is_refused_without_its_name(open_page, tmp_path):
+    source = tmp_path / f"{SECRET}.dcm"
+    with source.open("wb") as file:
+        file.truncate(51 * 1024 * 1024)
+    page = open_page()
+    page.get_by_role("tab", name="Image to image").click()
+    page.locator("input[type=file]").first.set_input_files(source)
+    playwright.expect(page.get_by_test_id("toast-body")).to_contain_text("maximum allowed size")
+    assert SECRET not in page.content()
+
+
 def test_errors_are_toasts(open_page):
     page = open_page()
     page.locator("#text-prompt textarea").fill("a cat")
@@ -146,16 +164,6 @@ def test_phone(open_page):
 
 
 def test_dark(open_page):
-    luminance = """getComputedStyle(document.querySelector('.gradio-container')).backgroundColor
+    letters = """getComputedStyle(document.querySelector('#title h1')).color
         .match(/[0-9.]+/g).slice(0, 3).reduce((sum, part) => sum + Number(part), 0)"""
-    assert open_page(theme="dark").evaluate(luminance) < 200 < 600 < open_page().evaluate(luminance)
-
-
-def test_picture_upload_with_alpha_is_shown(open_page, tmp_path):
-    picture = tmp_path / f"{SECRET}.png"
-    Image.fromarray(np.full((40, 60, 4), 128, np.uint8)).save(picture)
-    page = open_page()
-    page.get_by_role("tab", name="Image to image").click()
-    page.locator("input[type=file]").first.set_input_files(picture)
-    page.locator("#source img").wait_for()
-    assert SECRET not in page.content()
+    assert open_page(theme="dark").evaluate(letters) > 500 > 250 > open_page().evaluate(letters)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from evaluation import table
 from evaluation.__main__ import main
 from evaluation.classify import classify, draw_prompts, judge_images
 from evaluation.features import FEATURES, extract_features
@@ -365,3 +366,46 @@ def test_whole_measures_of_a_random_model(pipe, packs, tmp_path):
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.size == (4 * 262 + 6, 2 * 262 + 6)
     assert len(result["tiles"]) == 8
+
+
+def test_table_of_results_comes_from_the_files_alone(tmp_path):
+    kid = {"kid": 0.04321, "low": 0.03, "high": 0.05}
+    for modality in table.MODALITIES:
+        kinds = dict.fromkeys(("synthetic", "floor", "blur_sigma_1", "blur_sigma_2"), kid)
+        (tmp_path / f"fidelity-{modality}.json").write_text(json.dumps({"counts": {"synthetic": 77}, **kinds}))
+    judged = {"accuracy": 0.5, "count": 10, "chance": 0.25}
+    (tmp_path / "classify.json").write_text(
+        json.dumps({"tasks": {"modality": {"real_val": judged, "generated": judged}}})
+    )
+    row = {"batch": 1, "steps": 9, "seconds_an_image": {"pipeline_to_dicom": 1.25}, "pipeline_to_bare": 1.0}
+    machine = {"torch_threads": 2, "processor": "a processor"}
+    (tmp_path / "speed.json").write_text(json.dumps({"generation": [row], "size": [64, 64], "machine": machine}))
+    record = {"seconds": 3600, "hardware": {"device": "cpu"}, "images_seen": 1234567}
+    record["autoencoder_psnr_val"] = {m: {"autoencoder_db": 30.5, "pca_db": 29.5} for m in table.MODALITIES}
+    (tmp_path / "training.json").write_text(json.dumps(record))
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
+    arguments = [
+        "table",
+        "--results",
+        str(tmp_path),
+        "--training",
+        str(tmp_path / "training.json"),
+        "--readme",
+        str(readme),
+    ]
+    assert main(arguments) == 0
+    text = readme.read_text()
+    assert "0.043 [0.030, 0.050]" in text and "1,234,567" in text and "old" not in text
+    assert text.startswith("before\n") and text.endswith("after\n")
+    (tmp_path / "speed.json").unlink()
+    assert main(arguments) == 2 and readme.read_text() == text
+
+
+def test_readme_holds_what_the_result_files_say():
+    root = Path(__file__).parents[1]
+    if not (root / "evaluation" / "results" / "speed.json").is_file():
+        pytest.skip("no results in evaluation/results: `make evaluate` writes them")
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    fresh = table.results_table(root / "evaluation" / "results", root / "pipeline" / "training.json")
+    assert table.with_table(readme, fresh) == readme
