@@ -5,6 +5,8 @@ needs can be imported from here.
 """
 
 import datetime
+from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 from pydicom import Dataset
@@ -45,6 +47,7 @@ __all__ = [
     "Study",
     "compress",
     "file_stem",
+    "number_in_order",
     "quantise",
     "to_dataset",
     "to_picture",
@@ -118,6 +121,19 @@ def to_dataset(
     add_pixels(dataset, profile, facts, stored)
     mark_synthetic(dataset, recipe)
     return dataset
+
+
+def number_in_order(datasets: Sequence[Dataset]) -> None:
+    """Number series within their study and images within their series, from 1 in the order given; in place."""
+    series: dict[str, list[str]] = {}
+    images: Counter[str] = Counter()
+    for dataset in datasets:
+        known = series.setdefault(dataset.StudyInstanceUID, [])
+        if dataset.SeriesInstanceUID not in known:
+            known.append(dataset.SeriesInstanceUID)
+        images[dataset.SeriesInstanceUID] += 1
+        dataset.SeriesNumber = known.index(dataset.SeriesInstanceUID) + 1
+        dataset.InstanceNumber = images[dataset.SeriesInstanceUID]
 
 
 def _add_patient_and_study(

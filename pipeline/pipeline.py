@@ -34,7 +34,7 @@ from .dicom_files import write_files  # noqa: F401
 from .dicom_input import InputImage, read_image, square
 from .dicom_limits import MAX_PIXELS  # noqa: F401
 from .dicom_modules import add_slice  # noqa: F401
-from .dicom_output import to_dataset
+from .dicom_output import number_in_order, to_dataset
 from .dicom_patient import Patient, Study
 from .dicom_pixels import to_picture
 from .dicom_profiles import DicomProfile, choose_profile, modality_of
@@ -322,16 +322,10 @@ class SyntheticDicomPipeline(StableDiffusionPipeline):
             images = [to_picture(pixels, profile) for pixels, profile in zip(arrays, each, strict=True)]
             if output_type == "dicom":
                 dicoms = [
-                    to_dataset(
-                        pixels,
-                        each[i],
-                        recipes[i],
-                        **header,
-                        series_number=i // num_images_per_prompt + 1,
-                        instance_number=i % num_images_per_prompt + 1,
-                    )
-                    for i, pixels in enumerate(arrays)
+                    to_dataset(pixels, profile, recipe, **header)
+                    for pixels, profile, recipe in zip(arrays, each, recipes, strict=True)
                 ]
+                number_in_order(dicoms)
         if not return_dict:
             return images, dicoms, recipes
         return SyntheticDicomPipelineOutput(images=images, dicoms=dicoms, recipes=recipes)

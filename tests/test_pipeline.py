@@ -51,6 +51,9 @@ def test_images_of_a_call_make_one_study(tiny):
     assert [(d.SeriesNumber, d.InstanceNumber) for d in output.dicoms] == [(1, 1), (1, 2), (2, 1), (2, 2)]
     assert [d.Modality for d in output.dicoms] == ["DX", "DX", "MR", "MR"]
     assert output.seeds == [1, 2, 3, 4]
+    several = tiny([CHEST, CHEST, BRAIN], seed=1).dicoms  # no patient named: a study for each request
+    assert [(d.SeriesNumber, d.InstanceNumber) for d in several] == [(1, 1), (1, 2), (1, 1)]
+    assert len({d.StudyInstanceUID for d in several}) == 2
 
 
 def test_prompt_reaches_the_header_and_recipe_is_inside(tiny):
