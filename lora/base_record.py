@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 from collections import Counter
 from pathlib import Path
@@ -40,6 +41,7 @@ def training_record(
             "device": str(pipe.device),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
             "machine": platform.machine(),
+            "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
         },
@@ -65,7 +67,7 @@ def _pack(name: str, rows: list[dict[str, str]]) -> dict[str, Any]:
         "images": len(rows),
         "groups": len({row["group_id"] for row in rows}),
         "licence": sorted({row["licence"] for row in rows}),
-        "source": sorted({row["source"] for row in rows})[0],
+        "sources": sorted({row["source"] for row in rows}),
     }
 
 

@@ -49,6 +49,11 @@ def load_checkpoint(
         model.load_state_dict(states[name])
     if optimizer is not None:
         optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+        # Fused kernels read memory in order: the moments need the memory layout (channels last) of their parameter.
+        for parameter, state in optimizer.state.items():
+            for key, value in state.items():
+                if value.shape == parameter.shape:
+                    state[key] = torch.empty_like(parameter).copy_(value)
     return int(metadata["step"]), float(metadata["seconds"])
 
 

@@ -170,12 +170,11 @@ def run_unet(
         ids = base_text.tokenize(tokenizer, [""]).to(config.device)
         empty = encoder(ids).last_hidden_state[0].cpu()
     init = None
-    if config.init is not None:
-        init = UNet2DConditionModel.from_pretrained(config.init, subfolder="unet")
-    elif stage == "unet":
+    if stage == "unet" and (config.work / "unet-128.safetensors").is_file():
         init = UNet2DConditionModel(**base_unet.CONFIG)
-        if not load_checkpoint(config.work / "unet-128", {"ema": init})[0]:
-            init = None
+        load_checkpoint(config.work / "unet-128", {"ema": init})
+    elif config.init is not None:
+        init = UNet2DConditionModel.from_pretrained(config.init, subfolder="unet")
     base_unet.train_unet(
         latents,
         captions,
@@ -203,7 +202,11 @@ def export(config: BaseConfig, rows: list[dict[str, str]], images: np.ndarray, v
     settings = {k: v for k, v in dataclasses.asdict(config).items() if not isinstance(v, Path) and v is not None}
     record = {"command": "python -m lora.train_base", "config": settings}
     record |= training_record(config.data, config.work, rows, images, pipe)
+    record["hardware"]["device"] = config.device
     pipe.to(dtype=torch.float16).save_pretrained(config.out, safe_serialization=True)
+    # Stored in half, run in full: transformers would otherwise load this one part as it is stored.
+    path = config.out / "text_encoder" / "config.json"
+    path.write_text(path.read_text().replace('"dtype": "float16"', '"dtype": "float32"'), encoding="utf-8")
     (config.out / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     draw_loss_curve(config.work, config.out / "training_loss.png")
 

@@ -18,7 +18,7 @@ import numpy as np
 from .dicom_files import write_files
 from .dicom_patient import Patient, Study
 from .dicom_pixels import COMPRESSIONS
-from .dicom_profiles import MODALITIES, PROFILES
+from .dicom_profiles import MODALITIES, PROFILES, choose_profile
 
 
 class _Parser(argparse.ArgumentParser):
@@ -86,16 +86,22 @@ def generate(options: argparse.Namespace) -> list[Path]:
     if options.model is not None and not Path(options.model).is_dir() and options.model.count("/") != 1:
         raise ValueError(f"`--model` is {options.model!r}; allowed is a folder or a Hub id such as org/name")
     patient, study = _made(Patient, options.patient, "--patient"), _made(Study, options.study, "--study")
+    choose_profile(options.prompt, options.modality)
     import torch  # seconds to import: only after the options have been found good
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
 
     from .pipeline import SyntheticDicomPipeline
 
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
     pipe = SyntheticDicomPipeline.from_pretrained(options.model or Path(__file__).parent)
     best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         pipe.to(options.device or best)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"`--device` is {options.device!r}, which cannot be used here") from error
+    pipe.set_progress_bar_config(disable=not sys.stderr.isatty())
     output = pipe(
         options.prompt,
         options.image,

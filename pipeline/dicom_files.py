@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL.PngImagePlugin import PngInfo
-from pydicom import Dataset
+from pydicom import Dataset, dcmread
 from pydicom.fileset import FileSet
 
 from .dicom_pixels import compress, to_picture
@@ -160,11 +160,27 @@ def _zip(parts: Sequence[Path], folder: Path, name: str) -> Path:
     return path
 
 
+def _same(part: Path, target: Path) -> bool:
+    """Whether a file is there already: the same bytes, or the same image numbered otherwise by another call."""
+    if not target.is_file():
+        return False
+    if part.read_bytes() == target.read_bytes():
+        return True
+    if part.suffix != ".dcm":
+        return False
+    both = [dcmread(path, force=True) for path in (part, target)]
+    for dataset in both:
+        for keyword in ("SeriesNumber", "InstanceNumber"):
+            if keyword in dataset:
+                delattr(dataset, keyword)
+    return both[0].file_meta == both[1].file_meta and both[0] == both[1]
+
+
 def _move(parts: Sequence[Path], temporary: Path, folder: Path) -> list[Path]:
     """Move files from the temporary folder to their places; on a failure take back what was moved."""
     targets = [folder / part.relative_to(temporary) for part in parts]
     for part, target in zip(parts, targets, strict=True):
-        if target.exists() and (not target.is_file() or target.read_bytes() != part.read_bytes()):
+        if target.exists() and not _same(part, target):
             raise FileExistsError(f"`out` already holds another {target.relative_to(folder)}; nothing was written")
     moved: list[Path] = []
     new_folders: list[Path] = []

@@ -44,7 +44,7 @@ def add_slice(
     dataset.SliceThickness = decimal(profile.slice_thickness or 0.0)
     dataset.SliceLocation = "0"
     dataset.PatientOrientation = list(PATIENT_ORIENTATION[plane])
-    dataset.AcquisitionNumber = dataset.InstanceNumber
+    dataset.AcquisitionNumber = 1
 
 
 def add_contrast(dataset: Dataset, profile: DicomProfile, facts: PromptFacts) -> None:

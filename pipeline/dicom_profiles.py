@@ -283,7 +283,8 @@ MODALITIES: tuple[str, ...] = ("chest-xray", "ct", "brain-mri", "blood-smear", "
 _STRONG_WORDS = {
     "chest-xray": r"\bcxr\b|\bx[\s-]?rays?\b|\bradiograph(?:s|y)?\b|\br(?:oe|ö)ntgen\w*|\bchest film\b",
     "ct": r"\bct\b|\bcta\b|\bncct\b|\bcect\b|\bhrct\b|\bcomputed tomograph\w*|\bcat scan\b|\bhounsfield\b",
-    "brain-mri": r"\bmri?\b|\bmagnetic resonance\b|\bflair\b|\bt[12](?:[\s-]?w(?:i|eighted)?)?\b(?![\s-]?n\d)"
+    "brain-mri": r"\bmri\b|\bmr\b(?=[\s-]*(?:imag|scan|slice|brain|head|of\b))"
+    r"|\bmagnetic resonance\b|\bflair\b|\bt[12](?:[\s-]?w(?:i|eighted)?)?\b(?![\s-]?n\d)"
     r"|\bt1(?:c|ce|gd)\b",
     "blood-smear": r"\b(?:blood|thin|thick|peripheral)[\s-]+(?:smear|film)s?\b|\bsmears?\b|\bmicroscop\w*|\bgiemsa\b"
     r"|\bwright(?:'s)?[\s-]+stain\w*|\bleishman\b|\bromanowsky\b|\bmicrograph\w*|\bhaematology\b|\bhematology\b",
@@ -373,7 +374,10 @@ def _shortened(text: str) -> str:
 def _profile_name(modality: str, prompt: str) -> str:
     if modality != "ct":
         return modality
-    return "ct-head" if _HEAD_WORDS.search(prompt.lower()) else "ct-chest"
+    body_part = parse_prompt(prompt).body_part
+    if body_part in ("CHEST", "HEART"):
+        return "ct-chest"
+    return "ct-head" if body_part in ("HEAD", "BRAIN") or _HEAD_WORDS.search(prompt.lower()) else "ct-chest"
 
 
 def _modality_in(text: str) -> str | None:

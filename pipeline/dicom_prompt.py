@@ -93,7 +93,7 @@ PAIRED_BODY_PARTS = frozenset(("BREAST", "HIP", "KNEE", "ANKLE", "FOOT", "HAND",
 
 _WINDOW = r"[\s-]*(?:window\w*|setting|w/l)"
 _WINDOWS = (
-    ("wide-lung", rf"\bwide[\s-]+lung{_WINDOW}"),
+    ("wide-lung", rf"\bwide(?:[\s-]+lung)?{_WINDOW}"),
     ("lung", rf"\b(?:lung|pulmonary){_WINDOW}"),
     ("soft-tissue", rf"\b(?:soft[\s-]*tissue|mediastin\w+){_WINDOW}"),
     ("brain", rf"\b(?:brain|stroke|parenchymal){_WINDOW}"),
@@ -124,6 +124,7 @@ _CONTRAST_YES = (
     rf"|\bafter\s+(?:[\w-]+\s+){{0,2}}{_AGENT}\b|\bgadolinium\b|\bt1\s?-?(?:c|ce|gd|\+\s?c|c\+)(?![\w+])"
     r"|\b(?:iv|intravenous|iodinated)\s+contrast\b|\bcontrast\s*[:=]\s*yes\b|(?<!un)(?<!non-)\benhanced\b"
     r"|\bcontrast\s+(?:agent|medium|media|material|ct|mri|scan|study)\b|\bw/\s*(?:iv\s+)?contrast\b"
+    r"|\bt1w?\s+contrast\b|,\s*contrast\s*(?:$|,)"
 )
 
 
@@ -212,7 +213,7 @@ def parse_prompt(prompt: str) -> PromptFacts:
 
 _PLANES = (
     ("axial", r"\b(?:axial|transaxial|transverse)\b"),
-    ("coronal", r"\bcoronal\b"),
+    ("coronal", r"\bcoronal\b|\bfrontal plane\b"),
     ("sagittal", r"\b(?:mid)?sagittal\b"),
 )
 

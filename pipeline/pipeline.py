@@ -55,7 +55,8 @@ class SyntheticDicomPipelineOutput(BaseOutput):
         `output_type` "dicom" and "pil": list of 8-bit PIL images; "np": float32 (N, H, W, 3) in [0, 1]; "pt": float32
         (N, 3, H, W) in [0, 1]; "latent": latents (N, C, h, w) as the autoencoder's decoder takes them, still scaled.
     dicoms
-        One `pydicom.Dataset` an image, ready for `save_as`, for "dicom"; else None.
+        One `pydicom.Dataset` an image, ready for `save_as`, for "dicom"; else None. Empty when a callback broke the
+        call off: what is half denoised does not become a DICOM.
     recipes
         One `Recipe` an image: all that is needed to make it again.
     """
@@ -108,25 +109,27 @@ class SyntheticDicomPipeline(StableDiffusionPipeline):
             default_num_inference_steps=default_num_inference_steps,
             default_guidance_scale=default_guidance_scale,
         )
+        if text_encoder is not None and unet is not None and text_encoder.dtype != unet.dtype:
+            text_encoder.to(unet.dtype)  # transformers loads it as it is stored, diffusers the rest in full precision
         self._model_hash: tuple[tuple[Any, ...], str] | None = None
 
     # ---- loading and saving -------------------------------------------------------------------------------------
 
     @classmethod
-    def load_config(cls, *args: Any, **kwargs: Any) -> Any:
+    def _dict_from_json_file(cls, json_file: str | os.PathLike[str]) -> dict[str, Any]:
         """Read a `model_index.json`; its `["pipeline", name]` needs no code to be fetched when the class is at hand."""
-        config = super().load_config(*args, **kwargs)
-        index = config[0] if isinstance(config, tuple) else config
+        index = super()._dict_from_json_file(json_file)
         if isinstance(index.get("_class_name"), list):
             index["_class_name"] = index["_class_name"][-1]
-        return config
+        return index
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Save as diffusers does, and make the folder load elsewhere: index and code files go with it."""
-        super().save_pretrained(save_directory, **kwargs)
+        super().save_pretrained(save_directory, *args, **kwargs)
         folder = Path(save_directory)
         for source in sorted(Path(__file__).parent.glob("*.py")):
-            if source.resolve().parent != folder.resolve():
+            ours = source.stem.startswith("dicom_") or source.stem in ("pipeline", "__init__", "__main__")
+            if ours and source.resolve().parent != folder.resolve():
                 shutil.copyfile(source, folder / source.name)
         path = folder / "model_index.json"
         index = json.loads(path.read_text(encoding="utf-8"))
@@ -144,16 +147,25 @@ class SyntheticDicomPipeline(StableDiffusionPipeline):
 
     @property
     def model_sha256(self) -> str:
-        """Hash over the weights of text encoder, denoiser and autoencoder, adapters left out."""
+        """Hash over weights, precision and scheduler settings: all of the model that decides pixels, but adapters."""
         tensors = [
             (f"{part}.{name.replace('.base_layer', '')}", tensor)
             for part in ("text_encoder", "unet", "vae")
             for name, tensor in sorted(getattr(self, part).state_dict().items())
             if "lora_" not in name
         ]
-        state = tuple((name, tensor.data_ptr(), tensor._version) for name, tensor in tensors)
+        settings = json.dumps(
+            [
+                {k: v for k, v in self.scheduler.config.items() if k[0] != "_"},
+                str(self.unet.dtype),
+                self.vae.config.scaling_factor,
+            ],
+            sort_keys=True,
+            default=str,
+        )
+        state = (settings, *((name, tensor.data_ptr(), tensor._version) for name, tensor in tensors))
         if self._model_hash is None or self._model_hash[0] != state:
-            digest = hashlib.sha256()
+            digest = hashlib.sha256(settings.encode())
             for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
                 digest.update(name.encode())
                 digest.update(_bytes_of(tensor))
@@ -268,7 +280,10 @@ class SyntheticDicomPipeline(StableDiffusionPipeline):
         adapter = adapters[0][0] if len(adapters) == 1 else None
         wants_pictures = output_type in ("dicom", "pil")
         profiles = [self._profile(p, modality, adapter, required=wants_pictures) for p in prompts]
+        if frame is not None and image is None:
+            raise ValueError(f"`frame` is {frame!r}, but no `image` is given")
         source = read_image(image, frame=frame) if image is not None else None
+        model_sha256 = self.model_sha256
         recipes = [
             Recipe(
                 prompt=prompts[i // num_images_per_prompt],
@@ -281,7 +296,7 @@ class SyntheticDicomPipeline(StableDiffusionPipeline):
                 height=height,
                 width=width,
                 model=self.model_name,
-                model_sha256=self.model_sha256,
+                model_sha256=model_sha256,
                 adapters=adapters,
                 strength=float(strength) if source else None,
                 input_sha256=source.sha256 if source else None,
@@ -309,7 +324,6 @@ class SyntheticDicomPipeline(StableDiffusionPipeline):
             callback_on_step_end,
             callback_on_step_end_tensor_inputs,
         )
-        self.maybe_free_model_hooks()
         images: Any = latents
         dicoms = None
         if output_type != "latent":
@@ -326,10 +340,14 @@ class SyntheticDicomPipeline(StableDiffusionPipeline):
                     for pixels, profile, recipe in zip(arrays, each, recipes, strict=True)
                 ]
                 number_in_order(dicoms)
+                if self.interrupt:
+                    dicoms = []  # the recipe would promise a finished image
+        self.maybe_free_model_hooks()
         if not return_dict:
             return images, dicoms, recipes
         return SyntheticDicomPipelineOutput(images=images, dicoms=dicoms, recipes=recipes)
 
+    @torch.no_grad()
     def decode_latents_to_float(self, latents: torch.Tensor) -> torch.Tensor:
         """Decode scaled latents to float32 (N, 3, H, W) in [0, 1] on the CPU, one image at a time (flat memory)."""
         decoded = [
@@ -406,7 +424,8 @@ class SyntheticDicomPipeline(StableDiffusionPipeline):
         pixels = square(source.pixels, size)
         rgb = np.repeat(pixels[..., None], 3, axis=-1) if pixels.ndim == 2 else pixels
         tensor = torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1)[None] * 2 - 1
-        mode = self.vae.encode(tensor.to(self._execution_device, self.vae.dtype)).latent_dist.mode()
+        encoded = self.vae.encode(tensor.to(self._execution_device, self.vae.dtype))
+        mode = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
         return (mode * self.vae.config.scaling_factor).to(dtype)
 
     def _check_inputs(
