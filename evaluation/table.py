@@ -28,7 +28,8 @@ def results_table(results: Path, training: Path) -> str:
         "| judge, trained on real images only | unseen real images | generated | chance |",
         "|---|---|---|---|",
     ]
-    for task, found in _read(results / "classify.json")["tasks"].items():
+    judged = {name: _read(results / f"classify-{name}.json") for name in ("modality", "classes")}
+    for task, found in (pair for result in judged.values() for pair in result["tasks"].items()):
         real, made = found["real_val"], found["generated"]
         asked = f"{made['accuracy']:.1%} of {made['count']}"
         lines.append(f"| {task} | {real['accuracy']:.1%} | {asked} | {made['chance']:.1%} |")

@@ -374,9 +374,9 @@ def test_table_of_results_comes_from_the_files_alone(tmp_path):
         kinds = dict.fromkeys(("synthetic", "floor", "blur_sigma_1", "blur_sigma_2"), kid)
         (tmp_path / f"fidelity-{modality}.json").write_text(json.dumps({"counts": {"synthetic": 77}, **kinds}))
     judged = {"accuracy": 0.5, "count": 10, "chance": 0.25}
-    (tmp_path / "classify.json").write_text(
-        json.dumps({"tasks": {"modality": {"real_val": judged, "generated": judged}}})
-    )
+    for name in ("modality", "classes"):
+        tasks = {name: {"real_val": judged, "generated": judged}}
+        (tmp_path / f"classify-{name}.json").write_text(json.dumps({"tasks": tasks}))
     row = {"batch": 1, "steps": 9, "seconds_an_image": {"pipeline_to_dicom": 1.25}, "pipeline_to_bare": 1.0}
     machine = {"torch_threads": 2, "processor": "a processor"}
     (tmp_path / "speed.json").write_text(json.dumps({"generation": [row], "size": [64, 64], "machine": machine}))
