@@ -25,7 +25,7 @@ evaluate: $(VENV)/.test ## measure the embedded base; results in evaluation/resu
 	for m in chest-xray ct brain-mri blood-smear; do \
 	  $(BIN)/python -m evaluation fidelity --modality $$m --count 100 --cache $(WORK)/cache --data $(DATA) --out evaluation/results/fidelity-$$m.json || exit 1; done
 	$(BIN)/python -m evaluation classify --tasks modality --count 200 --cache $(WORK)/cache --data $(DATA) --out evaluation/results/classify-modality.json
-	$(BIN)/python -m evaluation classify --tasks blood-cell brain-tumour --count 96 --cache $(WORK)/cache --data $(DATA) --out evaluation/results/classify-classes.json
+	$(BIN)/python -m evaluation classify --tasks blood-cell brain-tumour --count 64 --cache $(WORK)/cache --data $(DATA) --out evaluation/results/classify-classes.json
 	$(BIN)/python -m evaluation speed --out evaluation/results/speed.json
 	$(BIN)/python -m evaluation sheet --cache $(WORK)/cache --data $(DATA) --out evaluation/results/sheet.png
 	$(BIN)/python -m evaluation table
