@@ -163,7 +163,7 @@ def train_autoencoder(
         decay = min(0.998, (step + 1) / (step + 10))
         with torch.no_grad():
             torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
-        if (step + 1) % 20 == 0:
+        if (step + 1) % 20 == 0 or step + 1 == steps:
             record = {
                 "step": step + 1,
                 "loss": loss.item(),

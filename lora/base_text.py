@@ -184,7 +184,7 @@ def train_text_encoder(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        if (step + 1) % 20 == 0:
+        if (step + 1) % 20 == 0 or step + 1 == steps:
             log_line(
                 work / "text_encoder.log.jsonl", {"step": step + 1, "loss": loss.item(), "seconds": time.time() - begun}
             )

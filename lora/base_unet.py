@@ -162,7 +162,7 @@ def train_unet(
         with torch.no_grad():
             torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
         running.append(loss.detach())
-        if (step + 1) % 50 == 0:
+        if (step + 1) % 50 == 0 or step + 1 == steps:
             mean_loss = torch.stack(running).mean().item()
             running = []
             log_line(

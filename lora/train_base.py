@@ -200,7 +200,7 @@ def export(config: BaseConfig, rows: list[dict[str, str]], images: np.ndarray, v
         raise FileNotFoundError(f"no denoiser in {config.work}: run the stage 'unet' first")
     pipe = assemble(config, vae.cpu(), unet)
     settings = {k: v for k, v in dataclasses.asdict(config).items() if not isinstance(v, Path) and v is not None}
-    record = {"command": "python -m lora.train_base", "config": settings}
+    record: dict[str, Any] = {"command": "python -m lora.train_base", "config": settings}
     record |= training_record(config.data, config.work, rows, images, pipe)
     record["hardware"]["device"] = config.device
     pipe.to(dtype=torch.float16).save_pretrained(config.out, safe_serialization=True)

@@ -252,6 +252,8 @@ def _add_image(
     given = given_values(patient, study)
     dataset.SOPInstanceUID = uid_of("instance", dataset.SeriesInstanceUID, recipe.digest(), given)
     dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.FileMetaInformationGroupLength = 0  # reckoned anew when written
+    dataset.file_meta.FileMetaInformationVersion = b"\0\1"
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian

@@ -259,7 +259,7 @@ class SyntheticDicomPipeline(StableDiffusionPipeline):
         ValueError
             An argument is out of range or contradicts another; raised before any work is done.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompts: list[Any] = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt]
         negatives = self._check_inputs(
             prompts,
             negative_prompt,

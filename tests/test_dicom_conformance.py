@@ -210,3 +210,10 @@ def test_orthanc_takes_and_returns_every_object(way, orthanc, stored_datasets):
         assert read_recipe(returned) == read_recipe(sent)
     found = client.search_for_studies(search_filters={"PatientID": stored_datasets[0].PatientID})
     assert len(found) == 1
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_a_plain_save_as_writes_a_whole_file_too(name, tmp_path):
+    path = tmp_path / "plain.dcm"
+    make(name).save_as(path)
+    assert dciodvfy_errors(path) == []
