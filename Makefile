@@ -27,7 +27,7 @@ evaluate: $(VENV)/.test ## measure the embedded base; results in evaluation/resu
 	$(BIN)/python -m evaluation classify --tasks modality --count 200 --cache $(WORK)/cache --data $(DATA) --out evaluation/results/classify-modality.json
 	$(BIN)/python -m evaluation classify --tasks blood-cell brain-tumour --count 64 --cache $(WORK)/cache --data $(DATA) --out evaluation/results/classify-classes.json
 	$(BIN)/python -m evaluation speed --out evaluation/results/speed.json
-	$(BIN)/python -m evaluation sheet --cache $(WORK)/cache --data $(DATA) --out evaluation/results/sheet.png
+	$(BIN)/python -m evaluation sheet --cache $(WORK)/cache --data $(DATA) --out evaluation/results/sheet.jpg
 	$(BIN)/python -m evaluation table
 
 $(VENV)/.run: requirements.txt

@@ -53,7 +53,7 @@ def make_parser() -> argparse.ArgumentParser:
     one.add_argument("--columns", type=int, default=8)
     one.add_argument("--blind", action="store_true", help="shuffled and without captions; the answers are in the JSON")
     one.add_argument("--varied", action="store_true", help="word the captions anew instead of the packs' plain text")
-    one.add_argument("--out", required=True, help="PNG to write; the prompts go to a JSON beside it")
+    one.add_argument("--out", required=True, help="PNG or JPEG to write; the prompts go to a JSON beside it")
 
     one = commands.add_parser("table", help="put the results into the README")
     one.add_argument("--results", type=Path, default=Path("evaluation/results"), help="folder of JSON files")

@@ -59,7 +59,7 @@ def make_sheet(
     data
         Folder with the packs.
     out
-        The PNG.
+        The PNG or, by its suffix, JPEG.
     rows, columns
         Of the sheet. The modalities share the tiles evenly and stand in order.
     blind
@@ -83,7 +83,9 @@ def make_sheet(
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(out.name + ".part")
-    sheet.save(part, format="PNG", optimize=True)
+    # A JPEG is a tenth of the size, and small enough to be kept in a repository.
+    kind = "JPEG" if out.suffix.lower() in (".jpg", ".jpeg") else "PNG"
+    sheet.save(part, format=kind, optimize=True, quality=85)
     part.replace(out)
     tiles = [{"prompt": prompt, "modality": answer} for prompt, answer in zip(prompts, answers, strict=True)]
     return {"what": "sheet", "seed": seed, "counts": {"tiles": len(tiles)}, "settings": settings, "tiles": tiles}
