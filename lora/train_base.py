@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from pipeline.pipeline import SyntheticDicomPipeline
 
@@ -61,7 +61,9 @@ class BaseConfig:
     unet_steps: int = field(default=4500, metadata={"help": "steps of the denoiser on 256-pixel images"})
     batch: int = field(default=24, metadata={"help": "images a step of the denoiser"})
     caption_variants: int = field(default=6, metadata={"help": "wordings of each caption kept in memory"})
-    init: Path | None = field(default=None, metadata={"help": "folder of an earlier base whose denoiser to start from"})
+    init: Path | None = field(
+        default=None, metadata={"help": "folder of an earlier base to go on from, such as pipeline"}
+    )
     device: str = field(default="cpu", metadata={"help": "cpu or cuda"})
     seed: int = field(default=0, metadata={"help": "seed of all random draws"})
 
@@ -77,7 +79,9 @@ def load_autoencoder(work: Path) -> AutoencoderKL:
 
 
 def finished_autoencoder(config: BaseConfig, images: np.ndarray) -> AutoencoderKL:
-    """The autoencoder with tidy latents and their scale in its configuration."""
+    """The autoencoder with tidy latents and their scale in its configuration; that of `init` where none was trained."""
+    if config.init is not None and not (config.work / "autoencoder.safetensors").is_file():
+        return AutoencoderKL.from_pretrained(config.init, subfolder="vae").to(config.device).eval()
     model = load_autoencoder(config.work).to(config.device)
     chosen = np.random.default_rng(config.seed).choice(len(images), min(400, len(images)), replace=False)
     base_autoencoder.rotate_latents(
@@ -108,7 +112,7 @@ def cached_latents(config: BaseConfig, vae: AutoencoderKL, images: np.ndarray, s
 
 def assemble(config: BaseConfig, vae: AutoencoderKL, unet: UNet2DConditionModel) -> SyntheticDicomPipeline:
     """A pipeline of the trained parts."""
-    encoder, tokenizer = load_text(config.work)
+    encoder, tokenizer = load_text(config)
     return SyntheticDicomPipeline(
         vae=vae,
         text_encoder=encoder,
@@ -121,8 +125,12 @@ def assemble(config: BaseConfig, vae: AutoencoderKL, unet: UNet2DConditionModel)
     )
 
 
-def load_text(work: Path) -> tuple[Any, CLIPTokenizer]:
-    """The trained text encoder and its tokenizer."""
+def load_text(config: BaseConfig) -> tuple[Any, CLIPTokenizer]:
+    """The trained text encoder and its tokenizer; those of `init` where none were trained."""
+    work = config.work
+    if config.init is not None and not (work / "text_encoder.safetensors").is_file():
+        encoder = CLIPTextModel.from_pretrained(config.init / "text_encoder", dtype=torch.float32)
+        return encoder.eval(), CLIPTokenizer.from_pretrained(config.init / "tokenizer")
     tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer", model_max_length=base_text.MAX_LENGTH)
     encoder = base_text.build_text_encoder(tokenizer)
     step, _ = load_checkpoint(work / "text_encoder", {"encoder": encoder})
@@ -162,7 +170,7 @@ def run_unet(
     """Train the denoiser at one size; the 256-pixel stage starts from the 128-pixel one, or from `init`."""
     size = 128 if stage == "unet-128" else 256
     latents = cached_latents(config, vae, images, size)
-    encoder, tokenizer = load_text(config.work)
+    encoder, tokenizer = load_text(config)
     captions = base_unet.encode_captions(
         encoder.to(config.device), tokenizer, rows, config.caption_variants, config.seed
     )

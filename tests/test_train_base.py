@@ -132,6 +132,25 @@ def test_all_stages_and_the_export(packs, tmp_path, monkeypatch):
     stock = StableDiffusionPipeline(**pipe.components, requires_safety_checker=False)
     assert stock("head CT", num_inference_steps=2).images[0].size == (256, 256)
 
+    # Going on from what is shipped, without the checkpoints: same latents and captions, another denoiser.
+    more = [
+        "--data",
+        packs,
+        "--work",
+        tmp_path / "more",
+        "--out",
+        tmp_path / "better",
+        "--init",
+        out,
+        "--unet-steps",
+        2,
+    ]
+    more += ["--stages", "unet", "export", "--batch", 2, "--caption-variants", 1]
+    assert train_base.main([str(o) for o in more]) == 0
+    better = SyntheticDicomPipeline.from_pretrained(tmp_path / "better")
+    assert torch.equal(better.vae.decoder.conv_in.weight, pipe.vae.decoder.conv_in.weight)
+    assert not torch.equal(better.unet.conv_in.weight, pipe.unet.conv_in.weight)
+
 
 def test_absent_pack_is_a_clear_error(tmp_path, capsys):
     assert train_base.main(["--data", str(tmp_path), "--work", str(tmp_path)]) == 2
