@@ -26,7 +26,7 @@ def provenance() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             continue
     return {
-        "command": shlex.join(["python", "-m", "evaluation", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "evaluation", *_without_cache(sys.argv[1:])]),
         "versions": versions,
         "machine": {
             "system": platform.system(),
@@ -36,6 +36,11 @@ def provenance() -> dict[str, Any]:
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
     }
+
+
+def _without_cache(words: list[str]) -> list[str]:
+    """Leave out where things were kept: it changes no result and is a path of one machine."""
+    return [w for i, w in enumerate(words) if not w.startswith("--cache") and words[i - 1 : i] != ["--cache"]]
 
 
 def processor_name() -> str:
