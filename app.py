@@ -29,7 +29,6 @@ except ImportError:
 import gradio as gr
 import PIL.Image
 import pydicom
-import torch
 
 from app_parts import (
     CSS,
@@ -50,7 +49,7 @@ from app_parts import (
 from pipeline.dicom_input import read_image
 from pipeline.dicom_pixels import to_picture
 from pipeline.dicom_profiles import PROFILES, choose_profile
-from pipeline.pipeline import SyntheticDicomPipeline
+from pipeline.pipeline import SyntheticDicomPipeline, best_device
 
 AUTOMATIC = "automatic"
 MAX_IMAGES, MAX_STEPS, MAX_GUIDANCE, MAX_TEXT = 8, 100, 20, 1000
@@ -80,7 +79,7 @@ def load_model() -> SyntheticDicomPipeline:
         raise SystemExit("No model was found: SYNTHETIC_DICOM_MODEL, or else pipeline/, must hold a model_index.json.")
     pipe = SyntheticDicomPipeline.from_pretrained(model)
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    return pipe.to(best_device())
 
 
 PIPE = load_model()

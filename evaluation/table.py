@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from .images import MODALITIES
+
 BEGIN, END = "<!-- results: written by `python -m evaluation table` -->", "<!-- end of results -->"
-MODALITIES = ("chest-xray", "ct", "brain-mri", "blood-smear")
 
 
 def results_table(results: Path, training: Path) -> str:

@@ -87,18 +87,17 @@ def generate(options: argparse.Namespace) -> list[Path]:
         raise ValueError(f"`--model` is {options.model!r}; allowed is a folder or a Hub id such as org/name")
     patient, study = _made(Patient, options.patient, "--patient"), _made(Study, options.study, "--study")
     choose_profile(options.prompt, options.modality)
-    import torch  # seconds to import: only after the options have been found good
+    # torch takes seconds to import: only after the options have been found good
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
-    from .pipeline import SyntheticDicomPipeline
+    from .pipeline import SyntheticDicomPipeline, best_device
 
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
     pipe = SyntheticDicomPipeline.from_pretrained(options.model or Path(__file__).parent)
-    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        pipe.to(options.device or best)
+        pipe.to(options.device or best_device())
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"`--device` is {options.device!r}, which cannot be used here") from error
     pipe.set_progress_bar_config(disable=not sys.stderr.isatty())

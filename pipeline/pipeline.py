@@ -335,13 +335,13 @@ class SyntheticDicomPipeline(StableDiffusionPipeline):
             arrays = list(images)
             images = [to_picture(pixels, profile) for pixels, profile in zip(arrays, each, strict=True)]
             if output_type == "dicom":
-                dicoms = [
-                    to_dataset(pixels, profile, recipe, **header)
-                    for pixels, profile, recipe in zip(arrays, each, recipes, strict=True)
-                ]
+                dicoms = []
+                if not self.interrupt:  # else the recipe would promise a finished image
+                    dicoms = [
+                        to_dataset(pixels, profile, recipe, **header)
+                        for pixels, profile, recipe in zip(arrays, each, recipes, strict=True)
+                    ]
                 number_in_order(dicoms)
-                if self.interrupt:
-                    dicoms = []  # the recipe would promise a finished image
         self.maybe_free_model_hooks()
         if not return_dict:
             return images, dicoms, recipes
@@ -522,6 +522,11 @@ class SyntheticDicomPipeline(StableDiffusionPipeline):
             if required or modality is not None:
                 raise
             return choose_profile(prompt, "secondary-capture")
+
+
+def best_device() -> str:
+    """Name the fastest device that torch finds here."""
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def _is_whole(value: Any) -> bool:

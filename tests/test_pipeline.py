@@ -133,13 +133,14 @@ def test_callback_sees_every_step_and_may_stop(tiny):
         pipe._interrupt = step == 1
         return tensors
 
-    tiny(
+    output = tiny(
         CHEST,
         seed=1,
         num_inference_steps=5,
         callback_on_step_end=stop_after_two,
         callback_on_step_end_tensor_inputs=["latents", "denoised"],
     )
+    assert output.dicoms == []  # half denoised is no DICOM
     assert [s[0] for s in seen] == [0, 1]
     assert seen[0][1:] == (["denoised", "latents"], (1, 4, 16, 16))
 
