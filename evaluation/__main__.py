@@ -1,4 +1,4 @@
-"""`python -m evaluation fidelity | speed | classify | sheet | table`: measures to JSON, and to the README.
+"""`python -m evaluation fidelity | speed | classify | curve | sheet | table`: measures to JSON, and to the README.
 
 Exit status 0, or 2 with one line on standard error when what was asked cannot be done.
 """
@@ -55,6 +55,11 @@ def make_parser() -> argparse.ArgumentParser:
     one.add_argument("--varied", action="store_true", help="word the captions anew instead of the packs' plain text")
     one.add_argument("--out", required=True, help="PNG or JPEG to write; the prompts go to a JSON beside it")
 
+    one = commands.add_parser("curve", parents=[made], help="KID against hours of training")
+    one.add_argument("--models", nargs="+", required=True, help="copies of the base, each with its training.json")
+    one.add_argument("--count", type=int, default=50, help="images a modality and copy (default: 50)")
+    one.add_argument("--out", required=True, help="JSON to write")
+
     one = commands.add_parser("table", help="put the results into the README")
     one.add_argument("--results", type=Path, default=Path("evaluation/results"), help="folder of JSON files")
     one.add_argument("--training", type=Path, default=Path("pipeline/training.json"), help="the base's record")
@@ -78,6 +83,11 @@ def measure(what: str, options: dict[str, Any]) -> tuple[dict[str, Any], Path]:
         from .classify import classify
 
         return classify(**options), out
+    if what == "curve":
+        from .curve import curve
+
+        options.pop("model")
+        return curve(**options), out
     from .sheet import make_sheet
 
     return make_sheet(out=out, **options), out.with_suffix(".json")

@@ -162,6 +162,7 @@ def generate(
     # All that decides a picture: a retrained model or a changed default is not taken for the former one.
     defaults = [pipe.config.default_num_inference_steps, pipe.config.default_guidance_scale]
     identity = [
+        "pil",
         pipe.model_sha256,
         pipe.adapters_in_use(),
         type(pipe.scheduler).__name__,
@@ -194,9 +195,10 @@ def generate(
     with tqdm(total=len(prompts), initial=len(images), desc="generating", unit="image") as bar:
         for start in range(0, len(missing), batch):
             some = missing[start : start + batch]
-            result = pipe([prompts[i] for i in some], seed=[seed + i for i in some], output_type="np", **asked)
-            for index, pixels in zip(some, to_uint8(np.asarray(result.images)), strict=True):
-                images[index] = pixels
+            # As a person sees them: grey where the modality is grey, whatever tint the decoder left.
+            result = pipe([prompts[i] for i in some], seed=[seed + i for i in some], output_type="pil", **asked)
+            for index, picture in zip(some, result.images, strict=True):
+                pixels = images[index] = np.asarray(picture.convert("RGB"))
                 if folder:
                     part = paths[index].with_suffix(".part")
                     Image.fromarray(pixels).save(part, format="PNG")

@@ -48,6 +48,11 @@ def results_table(results: Path, training: Path) -> str:
         f"{record['images_seen']:,} images. Its autoencoder restores unseen images with {decibels} dB PSNR; "
         "in brackets linear PCA of the same latent size.",
     ]
+    if (path := results / "curve.json").is_file():
+        lines += ["", f"| hours of training | {' | '.join(f'KID {m}' for m in MODALITIES)} |", "|---|---|---|---|---|"]
+        for point in _read(path)["points"]:
+            kids = " | ".join(f"{point['kid'][m]['kid']:.3f}" for m in MODALITIES)
+            lines.append(f"| {point['hours']:.2f} | {kids} |")
     return "\n".join(lines)
 
 

@@ -34,13 +34,14 @@ CONFIG: dict[str, Any] = {
     "sample_size": 256,
 }
 # Small batches of small crops: early on it is the number of steps that counts, not the quiet of the gradient.
+CRITIC_AHEAD = 100  # steps that the critic learns before the decoder listens to it
 LATENT_NOISE = 0.05  # standard deviation of the noise on latents, relative to theirs
 
 
 def to_tensor(images: np.ndarray, device: str = "cpu") -> torch.Tensor:
-    """uint8 (N, H, W, 3) to float32 (N, 3, H, W) in [-1, 1], channels last in memory."""
+    """uint8 (N, H, W, 3) to float32 (N, 3, H, W) in [-1, 1]."""
     tensor = torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2)
-    return (tensor.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+    return (tensor.float() / 127.5 - 1).contiguous()
 
 
 def psnr(images: np.ndarray, restored: np.ndarray) -> np.ndarray:
@@ -91,6 +92,23 @@ def build_autoencoder() -> AutoencoderKL:
     return model
 
 
+def build_critic() -> torch.nn.Module:
+    """The patch discriminator of the decoder's last steps (Isola et al. 2017), MONAI's."""
+    from monai.networks.nets import PatchDiscriminator
+
+    return PatchDiscriminator(spatial_dims=2, channels=32, in_channels=3, num_layers_d=3, norm="INSTANCE")
+
+
+def adversarial_losses(
+    critic: torch.nn.Module, restored: torch.Tensor, real: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Least-squares losses: `restored` passing as real, the critic held still; and the critic telling it apart."""
+    held = {name: parameter.detach() for name, parameter in critic.named_parameters()}
+    passed = torch.func.functional_call(critic, held, (restored,))[-1].float()
+    on_real, on_restored = critic(real)[-1].float(), critic(restored.detach())[-1].float()
+    return (passed - 1).square().mean(), 0.5 * ((on_real - 1).square().mean() + on_restored.square().mean())
+
+
 def encode_moments(model: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
     """Mean of the latent distribution; the log-variance half stays unused (its output is pinned small at export)."""
     return model.encode(images).latent_dist.mean
@@ -102,39 +120,53 @@ def train_autoencoder(
     work: Path,
     *,
     steps: int,
-    batch: int = 5,
+    batch: int = 10,
     crop: int = 96,
     learning_rate: float = 5e-4,
     seed: int = 0,
     device: str = "cpu",
     save_every: int = 500,
-    decoder_of: AutoencoderKL | None = None,
+    init: AutoencoderKL | None = None,
+    decoder_only: bool = False,
+    adversarial: float = 0.0,
 ) -> AutoencoderKL:
     """Train on crops for `steps` steps, going on from the checkpoint in `work` when there; returns the EMA model.
 
     Parameters
     ----------
-    decoder_of
-        When given, start from this model, keep its encoder (and so all latents and the denoiser made for them) and
-        train the decoder alone; its checkpoint is `decoder` instead of `autoencoder`.
+    init
+        Weights to start from when there is no checkpoint (one trained earlier).
+    decoder_only
+        Keep the encoder of `init`, and so all latents and the denoiser made for them, and train the decoder alone; the
+        checkpoint is `decoder` instead of `autoencoder`.
     images
         uint8 (N, 256, 256, 3).
     weights
         Probability of drawing each image, (N,).
+    adversarial
+        Pull of a patch discriminator beside that of the error, measured as gradients at the last layer (Esser et al.
+        2021). Some of it gives texture where the error alone gives its mean, which is blur; too much costs PSNR.
     work
         Folder for the checkpoint and `autoencoder.log.jsonl`.
     """
     torch.manual_seed(seed)
-    name = "decoder" if decoder_of else "autoencoder"
-    model = (copy.deepcopy(decoder_of) if decoder_of else build_autoencoder()).to(device)
-    model = model.to(memory_format=torch.channels_last).requires_grad_(True)
-    if decoder_of:
+    name = "decoder" if decoder_only else "autoencoder"
+    model = (copy.deepcopy(init) if init else build_autoencoder()).to(device).requires_grad_(True)
+    if decoder_only:
         model.encoder.requires_grad_(False)
         model.quant_conv.requires_grad_(False)
     ema = copy.deepcopy(model).requires_grad_(False)
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
-    start, seconds = load_checkpoint(work / name, {"model": model, "ema": ema}, optimizer)
+    models: dict[str, torch.nn.Module] = {"model": model, "ema": ema}
+    judged: list[torch.nn.Parameter] = []
+    if adversarial:
+        critic = models["critic"] = build_critic().to(device)
+        judged = list(critic.parameters())
+    optimizer = torch.optim.AdamW(
+        [*trained, *judged], lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-3, fused=True
+    )
+    start, seconds = load_checkpoint(work / name, models, optimizer)
+    pull = 0.0
     model.train()
     begun = time.time() - seconds
     bar = tqdm(range(start, steps), initial=start, total=steps, desc=name, mininterval=10)
@@ -154,26 +186,39 @@ def train_autoencoder(
             noisy = latents + LATENT_NOISE * latents.float().std() * noise
             restored = model.decode(noisy).sample.float()
         error = restored - target
-        # Squared error for PSNR, absolute error for edges; a weak pull keeps the latents near unit scale.
-        loss = 4 * error.square().mean() + error.abs().mean() + 1e-4 * latents.float().square().mean()
+        # The logarithm of each crop's squared error is its PSNR: smooth films count as much as busy CT. Absolute error
+        # for edges; a weak pull keeps the latents near unit scale.
+        squared = error.square().mean((1, 2, 3))
+        loss = 0.02 * (squared + 2e-4).log().mean() + 0.5 * error.abs().mean()
+        loss = loss + 1e-4 * latents.float().square().mean()
+        if adversarial:
+            with autocast(device):
+                fooled, told_apart = adversarial_losses(critic, restored, target)
+            if step >= CRITIC_AHEAD and (not pull or step % 10 == 0):
+                last = model.decoder.conv_out.weight
+                wanted, given = (torch.autograd.grad(x, last, retain_graph=True)[0].norm() for x in (loss, fooled))
+                pull = adversarial * min(float(wanted / (given + 1e-6)), 100.0)
+            loss = loss + pull * fooled + told_apart
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        if judged:
+            torch.nn.utils.clip_grad_norm_(judged, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        decay = min(0.998, (step + 1) / (step + 10))
+        decay = min(0.999, (step + 1) / (step + 10))
         with torch.no_grad():
             torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
         if (step + 1) % 20 == 0 or step + 1 == steps:
             record = {
                 "step": step + 1,
                 "loss": loss.item(),
-                "mse": error.square().mean().item(),
+                "psnr": -10 * (squared.detach() / 4).log10().mean().item(),
                 "seconds": time.time() - begun,
             }
             log_line(work / f"{name}.log.jsonl", record)
             bar.set_postfix(loss=f"{record['loss']:.4f}")
         if (step + 1) % save_every == 0 or step + 1 == steps:
-            save_checkpoint(work / name, {"model": model, "ema": ema}, optimizer, step + 1, time.time() - begun)
+            save_checkpoint(work / name, models, optimizer, step + 1, time.time() - begun)
     return ema.eval()
 
 

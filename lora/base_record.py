@@ -20,10 +20,8 @@ from .base_data import PACKS, load_images, read_rows
 LOGS = ("autoencoder", "decoder", "text_encoder", "unet-128", "unet")
 
 
-def training_record(
-    data: Path, work: Path, rows: list[dict[str, str]], images: np.ndarray, pipe: SyntheticDicomPipeline
-) -> dict[str, Any]:
-    """Packs, counts, licences, steps, images seen, hardware, seconds, final losses, PSNR on unseen images."""
+def read_stages(work: Path) -> dict[str, dict[str, Any]]:
+    """Steps, seconds, final loss and images seen of each stage that ran in `work`."""
     stages = {}
     for name in LOGS:
         if log := read_log(work, name):
@@ -35,6 +33,33 @@ def training_record(
             }
             if "images" in last:
                 stages[name]["images_seen"] = last["images"]
+    return stages
+
+
+def earlier_record(init: Path | None) -> list[dict[str, Any]]:
+    """Stages of each earlier training that the base `init` came from, oldest first; empty for one from nothing."""
+    path = (init or Path()) / "training.json"
+    if init is None or not path.is_file():
+        return []
+    record = json.loads(path.read_text(encoding="utf-8"))
+    return [*record.get("earlier", []), record["stages"]]
+
+
+def seconds_of(earlier: list[dict[str, Any]], stages: dict[str, Any]) -> int:
+    """Seconds of training in all."""
+    return sum(stage["seconds"] for run in [*earlier, stages] for stage in run.values())
+
+
+def training_record(
+    data: Path,
+    work: Path,
+    rows: list[dict[str, str]],
+    images: np.ndarray,
+    pipe: SyntheticDicomPipeline,
+    earlier: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """Packs, counts, licences, steps, images seen, hardware, seconds, final losses, PSNR on unseen images."""
+    stages = read_stages(work)
     accuracy = work / "text_accuracy.json"
     return {
         "hardware": {
@@ -53,8 +78,9 @@ def training_record(
             for name in ("vae", "unet", "text_encoder")
         },
         "stages": stages,
-        "seconds": sum(stage["seconds"] for stage in stages.values()),
-        "images_seen": sum(stage.get("images_seen", 0) for stage in stages.values()),
+        "earlier": earlier,
+        "seconds": seconds_of(earlier, stages),
+        "images_seen": sum(stage.get("images_seen", 0) for run in [*earlier, stages] for stage in run.values()),
         "text_encoder_accuracy": json.loads(accuracy.read_text()) if accuracy.is_file() else None,
         "autoencoder_psnr_val": autoencoder_table(data, work, images, pipe),
     }

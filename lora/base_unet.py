@@ -100,8 +100,7 @@ def train_unet(
     seed: int = 0,
     device: str = "cpu",
     save_every: int = 250,
-    on_sheet: Callable[[UNet2DConditionModel, int], None] | None = None,
-    sheet_every: int = 1000,
+    on_step: Callable[[UNet2DConditionModel, int, bool], None] | None = None,
     init: UNet2DConditionModel | None = None,
 ) -> UNet2DConditionModel:
     """Train for `steps` steps, going on from `work/<name>.safetensors` when there; returns the EMA model.
@@ -120,8 +119,8 @@ def train_unet(
         Share of the steps over which the learning rate falls at the end.
     name
         Name of the checkpoint and of the log.
-    on_sheet
-        Called with the EMA model and the step every `sheet_every` steps.
+    on_step
+        Called after every step with the EMA model, the step and whether it is the last.
     init
         Weights to start from when there is no checkpoint (a base trained earlier).
     """
@@ -172,6 +171,6 @@ def train_unet(
             bar.set_postfix(loss=f"{mean_loss:.4f}")
         if (step + 1) % save_every == 0 or step + 1 == steps:
             save_checkpoint(work / name, {"model": model, "ema": ema}, optimizer, step + 1, time.time() - begun)
-        if on_sheet and ((step + 1) % sheet_every == 0 or step + 1 == steps):
-            on_sheet(ema, step + 1)
+        if on_step:
+            on_step(ema, step + 1, step + 1 == steps)
     return ema.eval()

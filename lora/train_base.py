@@ -9,8 +9,11 @@ Every stage can be killed at any moment and run again with the same command. Log
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
+import hashlib
 import json
+import shutil
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,15 +22,17 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from pipeline.pipeline import SyntheticDicomPipeline
 
 from . import base_autoencoder, base_text, base_unet
 from .base_data import draw_weights, load_images, read_rows
-from .base_record import draw_loss_curve, training_record
+from .base_record import draw_loss_curve, earlier_record, read_stages, seconds_of, training_record
 from .checkpoint import load_checkpoint
 
+SHEET_EVERY = 1000
 STAGES = ("autoencoder", "decoder", "text", "unet-128", "unet", "export")
 SHEET_PROMPTS = (
     "chest X-ray, PA view, normal lungs, 54 year old woman",
@@ -56,10 +61,16 @@ class BaseConfig:
     decoder_steps: int = field(
         default=3000, metadata={"help": "further steps of the autoencoder's decoder alone; latents stay as they are"}
     )
+    adversarial: float = field(
+        default=0.3, metadata={"help": "pull of a patch discriminator in the decoder's steps, relative to the error's"}
+    )
     text_steps: int = field(default=800, metadata={"help": "steps of the text encoder"})
     unet_128_steps: int = field(default=7000, metadata={"help": "steps of the denoiser on 128-pixel images"})
     unet_steps: int = field(default=4500, metadata={"help": "steps of the denoiser on 256-pixel images"})
     batch: int = field(default=24, metadata={"help": "images a step of the denoiser"})
+    snapshot_every: int = field(
+        default=0, metadata={"help": "steps between usable copies of the base in WORK/snapshots; 0 for none"}
+    )
     caption_variants: int = field(default=6, metadata={"help": "wordings of each caption kept in memory"})
     init: Path | None = field(
         default=None, metadata={"help": "folder of an earlier base to go on from, such as pipeline"}
@@ -68,34 +79,70 @@ class BaseConfig:
     seed: int = field(default=0, metadata={"help": "seed of all random draws"})
 
 
-def load_autoencoder(work: Path) -> AutoencoderKL:
-    """The trained autoencoder (its EMA) from its checkpoint, with the decoder of the later stage where there is one."""
-    model = base_autoencoder.build_autoencoder()
-    if not (
-        load_checkpoint(work / "decoder", {"ema": model})[0] or load_checkpoint(work / "autoencoder", {"ema": model})[0]
-    ):
-        raise FileNotFoundError(f"no autoencoder in {work}: run the stage 'autoencoder' first")
-    return model.eval()
-
-
-def finished_autoencoder(config: BaseConfig, images: np.ndarray) -> AutoencoderKL:
-    """The autoencoder with tidy latents and their scale in its configuration; that of `init` where none was trained."""
-    if config.init is not None and not (config.work / "autoencoder.safetensors").is_file():
-        return AutoencoderKL.from_pretrained(config.init, subfolder="vae").to(config.device).eval()
-    model = load_autoencoder(config.work).to(config.device)
-    chosen = np.random.default_rng(config.seed).choice(len(images), min(400, len(images)), replace=False)
-    base_autoencoder.rotate_latents(
-        model, base_unet.encode_images(model, images[np.sort(chosen)], config.device).float()
-    )
-    spread = base_unet.encode_images(model, images[np.sort(chosen)], config.device).float().std()
-    model.register_to_config(scaling_factor=round(float(1 / spread), 5))
+def read_autoencoder(folder: Path) -> AutoencoderKL:
+    """The autoencoder in a folder, in float32; unlike `from_pretrained` it does not remember where it came from."""
+    model = AutoencoderKL.from_config(AutoencoderKL.load_config(folder))
+    model.load_state_dict(load_file(folder / "diffusion_pytorch_model.safetensors"))
     return model
+
+
+def finished_autoencoder(config: BaseConfig) -> AutoencoderKL:
+    """The autoencoder to use: the newest of those finished in `work`, else that of `init`."""
+    for folder in (config.work / "vae-decoder", config.work / "vae", (config.init or config.work) / "vae"):
+        if (folder / "config.json").is_file():
+            return read_autoencoder(folder).to(config.device).eval()
+    raise FileNotFoundError(f"no autoencoder in {config.work}: run the stage 'autoencoder' first")
+
+
+def run_autoencoder(config: BaseConfig, rows: list[dict[str, str]], images: np.ndarray, decoder_only: bool) -> None:
+    """Train the autoencoder, or its decoder alone, and write it finished: tidy latents, their scale in its config.
+
+    One that goes on from `init` keeps the latent space it has, so that the denoiser of `init` can go on too.
+    """
+    stem = config.work / ("decoder" if decoder_only else "autoencoder")
+    folder = config.work / ("vae-decoder" if decoder_only else "vae")
+    before, _ = load_checkpoint(stem, {})
+    init = None
+    if decoder_only or config.init:
+        source = config.work / "vae" if (config.work / "vae").is_dir() else (config.init or config.work) / "vae"
+        if not source.is_dir():
+            raise FileNotFoundError(f"no autoencoder in {config.work}: run the stage 'autoencoder' first")
+        init = read_autoencoder(source)
+    model = base_autoencoder.train_autoencoder(
+        images,
+        draw_weights(rows),
+        config.work,
+        steps=config.decoder_steps if decoder_only else config.autoencoder_steps,
+        init=init,
+        decoder_only=decoder_only,
+        adversarial=config.adversarial if decoder_only else 0.0,
+        seed=config.seed,
+        device=config.device,
+    )
+    if before and before == load_checkpoint(stem, {})[0] and folder.is_dir():
+        return
+    if init is None:
+        chosen = np.random.default_rng(config.seed).choice(len(images), min(400, len(images)), replace=False)
+        latents = base_unet.encode_images(model, images[np.sort(chosen)], config.device).float()
+        base_autoencoder.rotate_latents(model, latents)
+        model.register_to_config(scaling_factor=round(float(1 / latents.std(dim=(0, 2, 3)).square().mean().sqrt()), 5))
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    model.save_pretrained(part)
+    shutil.rmtree(folder, ignore_errors=True)
+    part.rename(folder)
+    if not decoder_only:  # a decoder trained for other latents is of no use
+        shutil.rmtree(config.work / "vae-decoder", ignore_errors=True)
+        (config.work / "decoder.safetensors").unlink(missing_ok=True)
 
 
 def cached_latents(config: BaseConfig, vae: AutoencoderKL, images: np.ndarray, size: int) -> torch.Tensor:
     """Scaled latents of all images at `size` pixels, computed once."""
-    step, _ = load_checkpoint(config.work / "autoencoder", {})
-    stored = config.work / f"latents-{size}-{len(images)}-{step}.npy"
+    digest = hashlib.sha256()
+    for part_of in (vae.encoder, vae.quant_conv):
+        for tensor in part_of.state_dict().values():
+            digest.update(tensor.float().cpu().numpy().tobytes())
+    stored = config.work / f"latents-{size}-{len(images)}-{digest.hexdigest()[:16]}.npy"
     if not stored.is_file():
         if size != images.shape[1]:
             factor = images.shape[1] // size
@@ -139,29 +186,42 @@ def load_text(config: BaseConfig) -> tuple[Any, CLIPTokenizer]:
     return encoder.eval(), tokenizer
 
 
-def sheet_writer(config: BaseConfig, vae: AutoencoderKL, name: str, size: int) -> Any:
-    """A callback that draws the same prompts with the same seeds, for the eye."""
+def draw_sheet(config: BaseConfig, pipe: SyntheticDicomPipeline, path: Path, size: int) -> None:
+    """Draw the same prompts with the same seeds, for the eye."""
+    from PIL import Image
 
-    def write(unet: UNet2DConditionModel, step: int) -> None:
-        from PIL import Image
+    pipe.set_progress_bar_config(disable=True)
+    pictures = pipe(
+        list(SHEET_PROMPTS),
+        seed=1,
+        num_images_per_prompt=2,
+        num_inference_steps=20,
+        height=size,
+        width=size,
+        output_type="np",
+    ).images
+    rows = [np.concatenate(list(pictures[i : i + 8]), axis=1) for i in range(0, len(pictures), 8)]
+    Image.fromarray((np.concatenate(rows) * 255).round().astype(np.uint8)).save(path)
 
-        pipe = assemble(config, vae, unet).to(config.device)
-        pipe.set_progress_bar_config(disable=True)
-        pictures = pipe(
-            list(SHEET_PROMPTS),
-            seed=1,
-            num_images_per_prompt=2,
-            num_inference_steps=20,
-            height=size,
-            width=size,
-            output_type="np",
-        ).images
-        rows = [np.concatenate(list(pictures[i : i + 8]), axis=1) for i in range(0, len(pictures), 8)]
-        sheet = (np.concatenate(rows) * 255).round().astype(np.uint8)
-        Image.fromarray(sheet).save(config.work / f"sheet-{name}-{step:07d}.png")
-        unet.to(memory_format=torch.channels_last)
 
-    return write
+def save_snapshot(config: BaseConfig, pipe: SyntheticDicomPipeline, name: str) -> None:
+    """Write a copy of the base that loads as it is, with the seconds that it was trained for in all."""
+    folder = config.work / "snapshots" / name
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    save_half(copy.deepcopy(pipe), part)
+    record = {"seconds": seconds_of(earlier_record(config.init), read_stages(config.work))}
+    (part / "training.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    part.rename(folder)
+
+
+def save_half(pipe: SyntheticDicomPipeline, folder: Path) -> None:
+    """Write components as float16 safetensors; the pipeline is changed to float16 by that."""
+    pipe.to(dtype=torch.float16).save_pretrained(folder, safe_serialization=True)
+    # Stored in half, run in full: transformers would otherwise load this one part as it is stored.
+    path = folder / "text_encoder" / "config.json"
+    path.write_text(path.read_text().replace('"dtype": "float16"', '"dtype": "float32"'), encoding="utf-8")
 
 
 def run_unet(
@@ -183,6 +243,17 @@ def run_unet(
         load_checkpoint(config.work / "unet-128", {"ema": init})
     elif config.init is not None:
         init = UNet2DConditionModel.from_pretrained(config.init, subfolder="unet")
+
+    def on_step(unet: UNet2DConditionModel, step: int, last: bool) -> None:
+        snapshot = size == 256 and config.snapshot_every and step % config.snapshot_every == 0
+        if not (last or snapshot or step % SHEET_EVERY == 0):
+            return
+        pipe = assemble(config, vae, unet).to(config.device)
+        if last or step % SHEET_EVERY == 0:
+            draw_sheet(config, pipe, config.work / f"sheet-{stage}-{step:07d}.png", size)
+        if snapshot:
+            save_snapshot(config, pipe, f"{stage}-{step:07d}")
+
     base_unet.train_unet(
         latents,
         captions,
@@ -196,7 +267,7 @@ def run_unet(
         device=config.device,
         steps=config.unet_128_steps if stage == "unet-128" else config.unet_steps,
         decay_share=0.1 if stage == "unet-128" else 0.5,
-        on_sheet=sheet_writer(config, vae, stage, size),
+        on_step=on_step,
     )
 
 
@@ -209,37 +280,24 @@ def export(config: BaseConfig, rows: list[dict[str, str]], images: np.ndarray, v
     pipe = assemble(config, vae.cpu(), unet)
     settings = {k: v for k, v in dataclasses.asdict(config).items() if not isinstance(v, Path) and v is not None}
     record: dict[str, Any] = {"command": "python -m lora.train_base", "config": settings}
-    record |= training_record(config.data, config.work, rows, images, pipe)
+    record |= training_record(config.data, config.work, rows, images, pipe, earlier_record(config.init))
     record["hardware"]["device"] = config.device
-    pipe.to(dtype=torch.float16).save_pretrained(config.out, safe_serialization=True)
-    # Stored in half, run in full: transformers would otherwise load this one part as it is stored.
-    path = config.out / "text_encoder" / "config.json"
-    path.write_text(path.read_text().replace('"dtype": "float16"', '"dtype": "float32"'), encoding="utf-8")
+    save_half(pipe, config.out)
     (config.out / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     draw_loss_curve(config.work, config.out / "training_loss.png")
 
 
 def run_stage(stage: str, config: BaseConfig, rows: list[dict[str, str]], images: np.ndarray) -> None:
     """Run one stage, going on from its checkpoint."""
-    common: dict[str, Any] = {"seed": config.seed, "device": config.device}
-    if stage == "autoencoder":
-        base_autoencoder.train_autoencoder(
-            images, draw_weights(rows), config.work, steps=config.autoencoder_steps, **common
-        )
-    elif stage == "decoder":
-        start = base_autoencoder.build_autoencoder()
-        if not load_checkpoint(config.work / "autoencoder", {"ema": start})[0]:
-            raise FileNotFoundError(f"no autoencoder in {config.work}: run the stage 'autoencoder' first")
-        base_autoencoder.train_autoencoder(
-            images, draw_weights(rows), config.work, steps=config.decoder_steps, decoder_of=start, **common
-        )
+    if stage in ("autoencoder", "decoder"):
+        run_autoencoder(config, rows, images, decoder_only=stage == "decoder")
     elif stage == "text":
         accuracy = base_text.train_text_encoder(rows, config.work, steps=config.text_steps, seed=config.seed)[2]
         (config.work / "text_accuracy.json").write_text(json.dumps(accuracy, indent=1), encoding="utf-8")
     elif stage == "export":
-        export(config, rows, images, finished_autoencoder(config, images))
+        export(config, rows, images, finished_autoencoder(config))
     else:
-        run_unet(config, rows, images, finished_autoencoder(config, images), stage)
+        run_unet(config, rows, images, finished_autoencoder(config), stage)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -248,7 +306,7 @@ def main(arguments: list[str] | None = None) -> int:
         "python -m lora.train_base", description=__doc__.splitlines()[0] if __doc__ else None
     )
     for item in dataclasses.fields(BaseConfig):
-        kind = Path if "Path" in str(item.type) else {"int": int}.get(str(item.type), str)
+        kind = Path if "Path" in str(item.type) else {"int": int, "float": float}.get(str(item.type), str)
         required = item.default is dataclasses.MISSING
         default: dict[str, Any] = {} if required else {"default": item.default}
         parser.add_argument(

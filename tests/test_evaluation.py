@@ -11,6 +11,7 @@ from PIL import Image
 from evaluation import table
 from evaluation.__main__ import main
 from evaluation.classify import classify, draw_prompts, judge_images
+from evaluation.curve import curve
 from evaluation.features import FEATURES, extract_features
 from evaluation.fidelity import blur, compare, fidelity, kernel_distance
 from evaluation.images import count_by, generate, read_folder, real_rows, spread
@@ -368,6 +369,22 @@ def test_whole_measures_of_a_random_model(pipe, packs, tmp_path):
     assert len(result["tiles"]) == 8
 
 
+def test_curve_orders_copies_by_their_hours_and_gives_each_its_distances(pipe, packs, tmp_path):
+    folders = [tmp_path / name for name in ("later", "sooner")]
+    for folder, seconds in zip(folders, (7200, 1800), strict=True):
+        pipe.save_pretrained(folder)
+        (folder / "training.json").write_text(json.dumps({"seconds": seconds}))
+    few = {"modalities": ["blood-smear"], "count": 20, "steps": 1, "batch": 10}
+    result = curve(folders, packs, **few, cache=tmp_path / "cache")
+    assert [point["hours"] for point in result["points"]] == [0.5, 2.0]
+    first, second = (point["kid"] for point in result["points"])
+    assert first == second and list(first) == ["blood-smear"]  # the same weights draw the same images
+    assert first["ct"]["low"] < first["ct"]["kid"] < first["ct"]["high"]
+    (folders[1] / "training.json").unlink()
+    with pytest.raises(ValueError, match="`models` has 'sooner'"):
+        curve(folders, packs, **few)
+
+
 def test_table_of_results_comes_from_the_files_alone(tmp_path):
     kid = {"kid": 0.04321, "low": 0.03, "high": 0.05}
     for modality in table.MODALITIES:
@@ -397,7 +414,12 @@ def test_table_of_results_comes_from_the_files_alone(tmp_path):
     assert main(arguments) == 0
     text = readme.read_text()
     assert "0.043 [0.030, 0.050]" in text and "1,234,567" in text and "old" not in text
-    assert text.startswith("before\n") and text.endswith("after\n")
+    assert text.startswith("before\n") and text.endswith("after\n") and "hours of training" not in text
+    point = {"hours": 1.5, "kid": {modality: kid for modality in table.MODALITIES}}
+    (tmp_path / "curve.json").write_text(json.dumps({"points": [point]}))
+    assert main(arguments) == 0
+    text = readme.read_text()
+    assert "| 1.50 | 0.043 | 0.043 | 0.043 | 0.043 |" in text
     (tmp_path / "speed.json").unlink()
     assert main(arguments) == 2 and readme.read_text() == text
 

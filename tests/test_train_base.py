@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 
 from lora import base_autoencoder, base_unet, train_base
@@ -133,23 +133,59 @@ def test_all_stages_and_the_export(packs, tmp_path, monkeypatch):
     assert stock("head CT", num_inference_steps=2).images[0].size == (256, 256)
 
     # Going on from what is shipped, without the checkpoints: same latents and captions, another denoiser.
-    more = [
-        "--data",
-        packs,
-        "--work",
-        tmp_path / "more",
-        "--out",
-        tmp_path / "better",
-        "--init",
-        out,
-        "--unet-steps",
-        2,
-    ]
-    more += ["--stages", "unet", "export", "--batch", 2, "--caption-variants", 1]
-    assert train_base.main([str(o) for o in more]) == 0
+    common = ["--data", packs, "--init", out, "--batch", 2, "--caption-variants", 1]
+    more = ["--work", tmp_path / "more", "--out", tmp_path / "better", "--unet-steps", 2, "--snapshot-every", 1]
+    assert train_base.main([str(o) for o in [*common, *more, "--stages", "unet", "export"]]) == 0
     better = SyntheticDicomPipeline.from_pretrained(tmp_path / "better")
     assert torch.equal(better.vae.decoder.conv_in.weight, pipe.vae.decoder.conv_in.weight)
     assert not torch.equal(better.unet.conv_in.weight, pipe.unet.conv_in.weight)
+    later = json.loads((tmp_path / "better" / "training.json").read_text())
+    assert later["earlier"] == [record["stages"]] and later["images_seen"] == record["images_seen"] + 2 * 2
+    snapshots = sorted(tmp_path.glob("more/snapshots/*"))
+    assert [s.name for s in snapshots] == ["unet-0000001", "unet-0000002"]
+    taken = SyntheticDicomPipeline.from_pretrained(snapshots[-1])
+    assert torch.equal(taken.unet.conv_in.weight, better.unet.conv_in.weight)
+    assert json.loads((snapshots[-1] / "training.json").read_text())["seconds"] == later["seconds"]
+
+    # The autoencoder goes on in the latent space that it has; the decoder alone changes no latent.
+    more = ["--work", tmp_path / "decoder", "--out", tmp_path / "sharper", "--decoder-steps", 2]
+    assert (
+        train_base.main([str(o) for o in [*common, *more, "--stages", "decoder", "unet", "export", "--unet-steps", 1]])
+        == 0
+    )
+    sharper = SyntheticDicomPipeline.from_pretrained(tmp_path / "sharper")
+    assert torch.equal(sharper.vae.encoder.conv_in.weight, pipe.vae.encoder.conv_in.weight)
+    assert not torch.equal(sharper.vae.decoder.conv_in.weight, pipe.vae.decoder.conv_in.weight)
+    more = ["--work", tmp_path / "again", "--out", tmp_path / "again", "--autoencoder-steps", 2]
+    assert train_base.main([str(o) for o in [*common, *more, "--stages", "autoencoder"]]) == 0
+    again = AutoencoderKL.from_pretrained(tmp_path / "again" / "vae")
+    assert again.config.scaling_factor == pipe.vae.config.scaling_factor
+    assert not torch.equal(again.encoder.conv_in.weight, pipe.vae.encoder.conv_in.weight.float())
+
+
+def test_the_critic_pulls_the_decoder_only_where_asked_to(tmp_path, monkeypatch):
+    monkeypatch.setattr(base_autoencoder, "CRITIC_AHEAD", 0)
+    images = np.random.default_rng(0).integers(0, 255, (2, 64, 64, 3), dtype=np.uint8)
+    torch.manual_seed(0)
+    start = base_autoencoder.build_autoencoder()
+    trained = {}
+    for adversarial in (0.0, 0.5):
+        folder = tmp_path / str(adversarial)
+        trained[adversarial] = base_autoencoder.train_autoencoder(
+            images,
+            np.full(2, 0.5),
+            folder,
+            steps=3,
+            batch=2,
+            crop=32,
+            init=start,
+            decoder_only=True,
+            adversarial=adversarial,
+        )
+    for name, parameter in start.encoder.named_parameters():
+        assert torch.equal(parameter, trained[0.5].encoder.get_parameter(name))
+    last = [m.decoder.conv_out.weight for m in trained.values()]
+    assert not torch.equal(*last)
 
 
 def test_absent_pack_is_a_clear_error(tmp_path, capsys):
@@ -171,11 +207,12 @@ def test_a_broken_off_run_ends_with_the_same_weights(tmp_path):
     start = UNet2DConditionModel(**SMALL).state_dict()
     whole = train(tmp_path / "whole")
 
-    def break_off(model, step):
-        raise KeyboardInterrupt
+    def break_off(model, step, last):
+        if step == 3:
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "broken", on_sheet=break_off, sheet_every=3)
+        train(tmp_path / "broken", on_step=break_off)
     resumed = train(tmp_path / "broken")
     for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(one, other)
