@@ -64,6 +64,9 @@ class BaseConfig:
     adversarial: float = field(
         default=0.3, metadata={"help": "pull of a patch discriminator in the decoder's steps, relative to the error's"}
     )
+    decoder_share: float = field(
+        default=0.5, metadata={"help": "share of those steps that is kept: 0 restores most exactly, 1 looks sharpest"}
+    )
     text_steps: int = field(default=800, metadata={"help": "steps of the text encoder"})
     unet_128_steps: int = field(default=7000, metadata={"help": "steps of the denoiser on 128-pixel images"})
     unet_steps: int = field(default=4500, metadata={"help": "steps of the denoiser on 256-pixel images"})
@@ -121,6 +124,11 @@ def run_autoencoder(config: BaseConfig, rows: list[dict[str, str]], images: np.n
     )
     if before and before == load_checkpoint(stem, {})[0] and folder.is_dir():
         return
+    if decoder_only and init is not None:
+        # Between the decoder of least error and the sharpest one (network interpolation, Wang et al. 2018).
+        with torch.no_grad():
+            for ours, before_it in zip(model.parameters(), init.to(config.device).parameters(), strict=True):
+                ours.lerp_(before_it, 1 - config.decoder_share)
     if init is None:
         chosen = np.random.default_rng(config.seed).choice(len(images), min(400, len(images)), replace=False)
         latents = base_unet.encode_images(model, images[np.sort(chosen)], config.device).float()
