@@ -12,6 +12,7 @@ os.environ["TRANSFORMERS_VERBOSITY"] = os.environ["DIFFUSERS_VERBOSITY"] = "erro
 
 import random
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -30,6 +31,7 @@ import gradio as gr
 import PIL.Image
 import pydicom
 
+from app_adapters import AUTOMATIC, Adapters, PagePipeline
 from app_parts import (
     CSS,
     HEAD,
@@ -49,9 +51,8 @@ from app_parts import (
 from pipeline.dicom_input import read_image
 from pipeline.dicom_pixels import to_picture
 from pipeline.dicom_profiles import PROFILES, choose_profile
-from pipeline.pipeline import SyntheticDicomPipeline, best_device
+from pipeline.pipeline import best_device
 
-AUTOMATIC = "automatic"
 MAX_IMAGES, MAX_STEPS, MAX_GUIDANCE, MAX_TEXT = 8, 100, 20, 1000
 MAX_SEED = 2**32 - 1
 MAX_UPLOAD = "50mb"
@@ -61,6 +62,7 @@ MODALITY_CHOICES = [
     ("CT", "ct"),
     ("Brain MRI", "brain-mri"),
     ("Blood smear", "blood-smear"),
+    ("Cell nuclei", "nuclei"),
     ("Other (Secondary Capture)", "secondary-capture"),
 ]
 EXAMPLES = [
@@ -72,17 +74,18 @@ EXAMPLES = [
 ]
 
 
-def load_model() -> SyntheticDicomPipeline:
+def load_model() -> PagePipeline:
     """Load the model onto the best device there is."""
     model = os.environ.get("SYNTHETIC_DICOM_MODEL") or str(Path(__file__).parent / "pipeline")
     if Path(model).is_dir() and not (Path(model) / "model_index.json").is_file():
         raise SystemExit("No model was found: SYNTHETIC_DICOM_MODEL, or else pipeline/, must hold a model_index.json.")
-    pipe = SyntheticDicomPipeline.from_pretrained(model)
+    pipe = PagePipeline.from_pretrained(model)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(best_device())
 
 
 PIPE = load_model()
+ADAPTERS = Adapters(PIPE)
 
 
 class Options(TypedDict, total=False):
@@ -101,6 +104,9 @@ class Options(TypedDict, total=False):
     study_date: str
     study_accession_number: str
     study_referring_physician_name: str
+    adapter: str
+    adapter_strength: float
+    adapter_hub_id: str
 
 
 # ---- from the page to the pipeline and to files -------------------------------------------------------------------
@@ -157,14 +163,17 @@ def with_image(
 # ---- handlers -----------------------------------------------------------------------------------------------------
 
 
-def run(arguments: dict[str, Any]) -> Iterator[tuple[Any, Any, Any, Any]]:
+def run(arguments: dict[str, Any], options: Options, adapter_file: str | None) -> Iterator[tuple[Any, Any, Any, Any]]:
     """Run the pipeline; give status, gallery, result and stop button: progress, previews, at last the images."""
-    profile = choose_profile(arguments["prompt"], arguments["modality"])
     total = arguments["num_inference_steps"]
     if "image" in arguments:
         total = max(int(total * arguments["strength"]), 1)
     yield progress_html(0, total), gr.skip(), gr.skip(), gr.update(visible=True)
-    for news in steps_of(PIPE, profile, total, arguments):
+    prompt, modality = arguments["prompt"], arguments["modality"]
+    adapter = ADAPTERS.choose(prompt, modality, options, adapter_file)
+    draw = partial(ADAPTERS.draw, adapter) if adapter else PIPE
+    profile = choose_profile(prompt, modality, adapter.modality if adapter else None)
+    for news in steps_of(draw, profile, total, arguments):
         if isinstance(news, Step):
             previews = gr.update(value=news.previews, selected_index=0) if news.previews else gr.skip()
             yield progress_html(news.number, news.total), previews, gr.skip(), gr.skip()
@@ -175,26 +184,30 @@ def run(arguments: dict[str, Any]) -> Iterator[tuple[Any, Any, Any, Any]]:
             words = f"1 image · {profile.title} · seed {first}"
             if len(pictures) > 1:
                 words = f"{len(pictures)} images · {profile.title} · seeds {first} to {last}"
+            if adapter:
+                words += f" · adapter {adapter.name}, strength {adapter.strength:g}"
             yield words, gr.update(value=pictures, selected_index=0), result, gr.update(visible=False)
 
 
 @on_gpu
 def show_text_to_image(
-    prompt: str, seed: int | str | None = None, patient_age: float | str | None = None, **options: Unpack[Options]
-) -> Iterator[tuple[Any, Any, Any, Any]]:
+    prompt: str, seed: int | str | None = None, patient_age: float | str | None = None,
+    adapter_file: str | None = None, **options: Unpack[Options],
+) -> Iterator[tuple[Any, Any, Any, Any]]:  # fmt: skip
     """Generate for the page."""
     with toasts():
-        yield from run(arguments_of(prompt, seed, patient_age, options))
+        yield from run(arguments_of(prompt, seed, patient_age, options), options, adapter_file)
 
 
 @on_gpu
 def show_image_to_image(
     image: str | None, prompt: str, strength: float, frame: int | str | None = None, seed: int | str | None = None,
-    patient_age: float | str | None = None, **options: Unpack[Options],
+    patient_age: float | str | None = None, adapter_file: str | None = None, **options: Unpack[Options],
 ) -> Iterator[tuple[Any, Any, Any, Any]]:  # fmt: skip
     """Transform for the page."""
     with toasts():
-        yield from run(with_image(arguments_of(prompt, seed, patient_age, options), image, strength, frame))
+        arguments = with_image(arguments_of(prompt, seed, patient_age, options), image, strength, frame)
+        yield from run(arguments, options, adapter_file)
 
 
 def files_of(updates: Iterator[tuple[Any, Any, Any, Any]]) -> tuple[list[str], list[dict[str, Any]]]:
@@ -206,21 +219,23 @@ def files_of(updates: Iterator[tuple[Any, Any, Any, Any]]) -> tuple[list[str], l
 
 @on_gpu
 def text_to_image(
-    prompt: str, seed: int | str | None = None, patient_age: float | str | None = None, **options: Unpack[Options]
-) -> tuple[list[str], list[dict[str, Any]]]:
+    prompt: str, seed: int | str | None = None, patient_age: float | str | None = None,
+    adapter_file: str | None = None, **options: Unpack[Options],
+) -> tuple[list[str], list[dict[str, Any]]]:  # fmt: skip
     """Make synthetic images of a prompt: paths of the DICOM files, the PNGs and a zip of all, and a recipe an image."""
     with toasts():
-        return files_of(run(arguments_of(prompt, seed, patient_age, options)))
+        return files_of(run(arguments_of(prompt, seed, patient_age, options), options, adapter_file))
 
 
 @on_gpu
 def image_to_image(
     image: str | None, prompt: str, strength: float, frame: int | str | None = None, seed: int | str | None = None,
-    patient_age: float | str | None = None, **options: Unpack[Options],
+    patient_age: float | str | None = None, adapter_file: str | None = None, **options: Unpack[Options],
 ) -> tuple[list[str], list[dict[str, Any]]]:  # fmt: skip
     """Make synthetic images of a DICOM file or picture and a prompt. The source may stay recognisable."""
     with toasts():
-        return files_of(run(with_image(arguments_of(prompt, seed, patient_age, options), image, strength, frame)))
+        arguments = with_image(arguments_of(prompt, seed, patient_age, options), image, strength, frame)
+        return files_of(run(arguments, options, adapter_file))
 
 
 def show_source(image: str | None, frame: int | str | None) -> PIL.Image.Image | None:
@@ -321,6 +336,7 @@ with gr.Blocks(title="Synthetic DICOM", delete_cache=(600, 3600), analytics_enab
                     )
             with gr.Group():
                 modality = gr.Dropdown(MODALITY_CHOICES, value=AUTOMATIC, label="Modality")
+                adapter_controls = ADAPTERS.controls(QUICK)
                 number_of_images = gr.Slider(1, MAX_IMAGES, 1, step=1, label="Number of images")
                 with gr.Row(elem_id="seed"):
                     seed = gr.Textbox("", label="Seed", placeholder="another one each time", scale=4)
@@ -387,7 +403,7 @@ with gr.Blocks(title="Synthetic DICOM", delete_cache=(600, 3600), analytics_enab
         "patient_id": patient_id, "patient_sex": patient_sex, "patient_birth_date": patient_birth_date,
         "study_description": study_description, "study_date": study_date,
         "study_accession_number": study_accession_number,
-        "study_referring_physician_name": study_referring_physician_name,
+        "study_referring_physician_name": study_referring_physician_name, **adapter_controls,
     }  # fmt: skip
     from_text = {"prompt": text_prompt, **shared}
     from_image = {"image": upload, "prompt": image_prompt, "strength": strength, "frame": frame, **shared}

@@ -79,7 +79,10 @@ footer { display: none !important; }
 HEAD = """<script>
 const nameless = (files) => {
   const kept = new DataTransfer();
-  for (const file of files) kept.items.add(new File([file], "upload", {type: file.type}));
+  for (const file of files) {
+    const suffix = file.name.toLowerCase().endsWith(".safetensors") ? ".safetensors" : "";
+    kept.items.add(new File([file], "upload" + suffix, {type: file.type}));
+  }
   return kept.files;
 };
 document.addEventListener("change", ({target}) => {
@@ -88,7 +91,8 @@ document.addEventListener("change", ({target}) => {
 document.addEventListener("dragover", (event) => event.preventDefault());
 document.addEventListener("drop", (event) => {
   event.preventDefault();
-  const input = event.target.closest("#image-tab")?.querySelector("input[type=file]");
+  const zone = event.target.closest("#image-tab, #adapter-file"), input = zone?.querySelector("input[type=file]");
+  if (zone) event.stopPropagation();  // Gradio would send the name
   if (!input || !event.dataTransfer.files.length) return;
   input.files = event.dataTransfer.files;
   input.dispatchEvent(new Event("change", {bubbles: true}));
@@ -231,10 +235,10 @@ class Step:
     previews: list[PIL.Image.Image] | None
 
 
-def steps_of(pipe: Any, profile: DicomProfile, total: int, arguments: dict[str, Any]) -> Iterator[Any]:
-    """Run a pipeline and give each `Step` as it happens, then the output.
+def steps_of(draw: Any, profile: DicomProfile, total: int, arguments: dict[str, Any]) -> Iterator[Any]:
+    """Run a pipeline (`draw`, called as one) and give each `Step` as it happens, then the output.
 
-    The pipeline runs in a thread of its own; when the caller stops listening, it stops at its next step.
+    It runs in a thread of its own, one run at a time; when the caller stops listening, it stops at its next step.
     """
     happened: queue.Queue[Any] = queue.Queue()
     left = threading.Event()
@@ -254,7 +258,7 @@ def steps_of(pipe: Any, profile: DicomProfile, total: int, arguments: dict[str, 
         try:
             with _ONE_AT_A_TIME:
                 callback = {"callback_on_step_end": report, "callback_on_step_end_tensor_inputs": ("denoised",)}
-                happened.put(pipe(**arguments, **callback))
+                happened.put(draw(**arguments, **callback))
         except BaseException as error:
             happened.put(error)
 

@@ -1,4 +1,4 @@
-"""`python -m evaluation fidelity | speed | classify | curve | sheet | table`: measures to JSON, and to the README.
+"""`python -m evaluation fidelity | speed | classify | adapters | curve | sheet | table`: to JSON, and to the README.
 
 Exit status 0, or 2 with one line on standard error when what was asked cannot be done.
 """
@@ -20,7 +20,8 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="what", required=True)
     model = argparse.ArgumentParser(add_help=False)
     model.add_argument("--model", default="pipeline", help="folder or Hub id of the pipeline (default: %(default)s)")
-    model.add_argument("--seed", type=int, default=0, help="of every draw, and of the first image (default: 0)")
+    seeded = argparse.ArgumentParser(add_help=False)
+    seeded.add_argument("--seed", type=int, default=0, help="of every draw, and of the first image (default: 0)")
     made = argparse.ArgumentParser(add_help=False, parents=[model])
     made.add_argument("--data", default="../shared/data/images", help="folder with the packs (default: %(default)s)")
     made.add_argument("--steps", type=int, help="denoising steps (default: the model's)")
@@ -28,19 +29,19 @@ def make_parser() -> argparse.ArgumentParser:
     made.add_argument("--batch", type=int, default=4, help="images a call (default: 4)")
     made.add_argument("--cache", help="folder that keeps images and judges, so that an interrupted run goes on")
 
-    one = commands.add_parser("fidelity", parents=[made], help="KID against unseen real images")
+    one = commands.add_parser("fidelity", parents=[made, seeded], help="KID against unseen real images")
     one.add_argument("--modality", required=True, help="chest-xray, ct, brain-mri or blood-smear")
     one.add_argument("--count", type=int, default=200, help="images to compare, at least 20 (default: 200)")
     one.add_argument("--synthetic", help="folder of DICOM or picture files to measure instead of generating")
     one.add_argument("--out", required=True, help="JSON to write")
 
-    one = commands.add_parser("speed", parents=[model], help="seconds an image, beside the bare diffusers loop")
+    one = commands.add_parser("speed", parents=[model, seeded], help="seconds an image, beside the bare diffusers loop")
     one.add_argument("--steps", type=int, nargs="+", help="denoising steps (default: the model's, and half of them)")
     one.add_argument("--batches", type=int, nargs="+", default=[1, 4], help="images a call (default: 1 4)")
     one.add_argument("--repeats", type=int, default=3, help="turns of each way (default: 3)")
     one.add_argument("--out", required=True, help="JSON to write")
 
-    one = commands.add_parser("classify", parents=[made], help="does an image show what its prompt asked for")
+    one = commands.add_parser("classify", parents=[made, seeded], help="does an image show what its prompt asked for")
     one.add_argument(
         "--tasks", nargs="+", default=["modality", "blood-cell", "brain-tumour"], help="default: all three"
     )
@@ -48,14 +49,20 @@ def make_parser() -> argparse.ArgumentParser:
     one.add_argument("--varied", action="store_true", help="word the captions anew instead of the packs' plain text")
     one.add_argument("--out", required=True, help="JSON to write")
 
-    one = commands.add_parser("sheet", parents=[made], help="contact sheet of generated images")
+    one = commands.add_parser("adapters", parents=[made], help="KID and judge with and without each adapter")
+    one.add_argument("--adapters", nargs="+", help="names or folders (default: all that are shipped)")
+    one.add_argument("--count", type=int, default=60, help="images a seed, at least 20 (default: 60)")
+    one.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the draws and images (default: 0 1 2)")
+    one.add_argument("--out", required=True, help="JSON to write")
+
+    one = commands.add_parser("sheet", parents=[made, seeded], help="contact sheet of generated images")
     one.add_argument("--rows", type=int, default=5)
     one.add_argument("--columns", type=int, default=8)
     one.add_argument("--blind", action="store_true", help="shuffled and without captions; the answers are in the JSON")
     one.add_argument("--varied", action="store_true", help="word the captions anew instead of the packs' plain text")
     one.add_argument("--out", required=True, help="PNG or JPEG to write; the prompts go to a JSON beside it")
 
-    one = commands.add_parser("curve", parents=[made], help="KID against hours of training")
+    one = commands.add_parser("curve", parents=[made, seeded], help="KID against hours of training")
     one.add_argument("--models", nargs="+", required=True, help="copies of the base, each with its training.json")
     one.add_argument("--count", type=int, default=50, help="images a modality and copy (default: 50)")
     one.add_argument("--out", required=True, help="JSON to write")
@@ -83,6 +90,10 @@ def measure(what: str, options: dict[str, Any]) -> tuple[dict[str, Any], Path]:
         from .classify import classify
 
         return classify(**options), out
+    if what == "adapters":
+        from .adapters import compare_adapters
+
+        return compare_adapters(**options), out
     if what == "curve":
         from .curve import curve
 

@@ -12,7 +12,7 @@ BEGIN, END = "<!-- results: written by `python -m evaluation table` -->", "<!-- 
 
 
 def results_table(results: Path, training: Path) -> str:
-    """Markdown of fidelity, judges, speed and training, from `results`/*.json and a `training.json`.
+    """Markdown of fidelity, judges, speed, training and adapters, from `results`/*.json and a `training.json`.
 
     Raises
     ------
@@ -53,7 +53,27 @@ def results_table(results: Path, training: Path) -> str:
         for point in _read(path)["points"]:
             kids = " | ".join(f"{point['kid'][m]['kid']:.3f}" for m in MODALITIES)
             lines.append(f"| {point['hours']:.2f} | {kids} |")
+    if (path := results / "adapters.json").is_file():
+        lines += ["", *adapters_table(_read(path))]
     return "\n".join(lines)
+
+
+def adapters_table(found: dict[str, Any]) -> list[str]:
+    """Lines of the table of adapters: KID and judge without and with each."""
+    lines = [
+        "| adapter | images | KID, base | KID, with adapter | floor | fall (wanted) | recognised, base | with adapter "
+        "| real |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, one in found["adapters"].items():
+        kid, judged = one["kid"], one["judge"]
+        fall = "-" if kid["fall"] is None else f"{kid['fall']:.0%}"
+        reached = "reached" if kid["met"] else "missed"
+        cells = [name, str(kid["with"]["count"]), *(_kid(kid[kind]) for kind in ("without", "with", "floor"))]
+        cells.append(f"{fall} ({kid['target']:.0%}): {reached}")
+        cells += [_recognised(judged[kind]) for kind in ("without", "with", "real_val")]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def with_table(readme: str, table: str) -> str:
@@ -72,6 +92,11 @@ def with_table(readme: str, table: str) -> str:
 
 def _read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _recognised(found: dict[str, Any]) -> str:
+    own = f"{found['recognised']['share']:.1%}"
+    return own + (f" (any chest X-ray {found['any_chest_xray']['share']:.1%})" if "any_chest_xray" in found else "")
 
 
 def _kid(found: dict[str, float]) -> str:

@@ -15,10 +15,11 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from .adapter_names import parse_adapter, shipped_adapters
 from .dicom_files import write_files
 from .dicom_patient import Patient, Study
 from .dicom_pixels import COMPRESSIONS
-from .dicom_profiles import MODALITIES, PROFILES, choose_profile
+from .dicom_profiles import MODALITY_NAMES, choose_profile
 
 
 class _Parser(argparse.ArgumentParser):
@@ -35,10 +36,10 @@ def build_parser() -> argparse.ArgumentParser:
     generate = commands.add_parser("generate", help="make images from a prompt, or from a prompt and an image")
     generate.add_argument("prompt", help='for example "axial T1 brain MRI with contrast, meningioma"')
     generate.add_argument("--out", required=True, metavar="DIR", type=Path, help="folder to write into")
-    names = dict.fromkeys([*MODALITIES, *PROFILES])
     generate.add_argument(
-        "--modality", metavar="M", help=f"one of {', '.join(names)}; by default what the prompt names"
+        "--modality", metavar="M", help=f"one of {', '.join(MODALITY_NAMES)}; by default what the prompt names"
     )
+    generate.add_argument("--adapter", metavar="A[:W]", action="append", default=[], help=_adapter_help())
     generate.add_argument("--image", metavar="FILE", type=Path, help="DICOM or picture to start from")
     generate.add_argument("--strength", metavar="S", type=float, help="how far to leave the image, above 0 to 1 (0.6)")
     generate.add_argument("--frame", metavar="N", type=int, help="frame of a multi-frame image, from 1")
@@ -56,6 +57,14 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument("--model", metavar="M", help="folder or Hub id of another model")
     generate.add_argument("--device", metavar="D", help="cpu, cuda or mps; by default the best there is")
     return parser
+
+
+def _adapter_help() -> str:
+    shipped = ", ".join(shipped_adapters()) or "none"
+    return (
+        f"adapter (LoRA): a shipped one ({shipped}), a folder, a .safetensors file or a Hub id; with a weight from -2 "
+        "to 2 behind a colon (1); repeatable, then they are mixed"
+    )
 
 
 def _fields(cls: type[Any]) -> str:
@@ -86,20 +95,27 @@ def generate(options: argparse.Namespace) -> list[Path]:
     if options.model is not None and not Path(options.model).is_dir() and options.model.count("/") != 1:
         raise ValueError(f"`--model` is {options.model!r}; allowed is a folder or a Hub id such as org/name")
     patient, study = _made(Patient, options.patient, "--patient"), _made(Study, options.study, "--study")
-    choose_profile(options.prompt, options.modality)
+    adapters = [parse_adapter(text) for text in options.adapter]
+    if options.modality is not None or not adapters:  # else the adapter may say what the prompt does not
+        choose_profile(options.prompt, options.modality)
     # torch takes seconds to import: only after the options have been found good
     from diffusers.utils import logging as diffusers_logging
+    from huggingface_hub.utils import disable_progress_bars
     from transformers.utils import logging as transformers_logging
 
     from .pipeline import SyntheticDicomPipeline, best_device
 
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
+    disable_progress_bars()
     pipe = SyntheticDicomPipeline.from_pretrained(options.model or Path(__file__).parent)
     try:
         pipe.to(options.device or best_device())
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"`--device` is {options.device!r}, which cannot be used here") from error
+    names = [pipe.load_lora_weights(source) for source, _ in adapters]
+    if names:
+        pipe.set_adapters(names, [weight for _, weight in adapters])
     pipe.set_progress_bar_config(disable=not sys.stderr.isatty())
     output = pipe(
         options.prompt,

@@ -80,8 +80,8 @@ def add_mr(dataset: Dataset, facts: PromptFacts) -> None:
         dataset.SequenceName = facts.sequence
 
 
-def add_specimen(dataset: Dataset, facts: PromptFacts, spacing: float) -> None:
-    """Add the slide, the smear on it and its stain."""
+def add_specimen(dataset: Dataset, profile: DicomProfile, facts: PromptFacts, spacing: float) -> None:
+    """Add the slide, what lies on it and its stain, and for grey pixels the light that made them."""
     # Acquisition Context, General Image
     dataset.AcquisitionContextSequence = []
     dataset.PatientOrientation = ""
@@ -95,8 +95,8 @@ def add_specimen(dataset: Dataset, facts: PromptFacts, spacing: float) -> None:
     specimen.SpecimenIdentifier = identifier
     specimen.SpecimenUID = uid_of("specimen", dataset.SeriesInstanceUID)
     specimen.IssuerOfTheSpecimenIdentifierSequence = []
-    specimen.SpecimenTypeCodeSequence = [_coded(Code("258433009", "SCT", "Smear sample"))]
-    specimen.SpecimenShortDescription = "SYNTHETIC blood smear"
+    specimen.SpecimenTypeCodeSequence = [_coded(profile.specimen_type)] if profile.specimen_type else []
+    specimen.SpecimenShortDescription = f"SYNTHETIC {profile.title}"
     specimen.SpecimenPreparationSequence = []
     if facts.stain is not None:
         step = Dataset()
@@ -107,6 +107,13 @@ def add_specimen(dataset: Dataset, facts: PromptFacts, spacing: float) -> None:
         ]
         specimen.SpecimenPreparationSequence = [step]
     dataset.SpecimenDescriptionSequence = [specimen]
+    # Optical Path
+    if profile.illumination is not None:
+        path = Dataset()
+        path.OpticalPathIdentifier = "1"
+        path.IlluminationTypeCodeSequence = [_coded(profile.illumination[0])]
+        path.IlluminationColorCodeSequence = [_coded(profile.illumination[1])]
+        dataset.OpticalPathSequence = [path]
 
 
 def add_secondary_capture(dataset: Dataset, facts: PromptFacts) -> None:

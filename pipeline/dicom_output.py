@@ -115,7 +115,7 @@ def to_dataset(
         add_contrast(dataset, profile, facts)
         (add_ct if profile.modality == "CT" else add_mr)(dataset, facts)
     elif profile.modality == "GM":
-        add_specimen(dataset, facts, spacing)
+        add_specimen(dataset, profile, facts, spacing)
     else:
         add_secondary_capture(dataset, facts)
     add_pixels(dataset, profile, facts, stored)

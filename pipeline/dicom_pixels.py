@@ -38,14 +38,15 @@ def quantise(pixels: np.ndarray, profile: DicomProfile, facts: PromptFacts | Non
     Returns
     -------
     numpy.ndarray
-        uint16 of shape (rows, columns), or uint8 of shape (rows, columns, 3).
+        uint16 (of an 8-bit profile uint8) of shape (rows, columns), or uint8 of shape (rows, columns, 3).
     """
     values = _for_profile(pixels, profile)
     if values.ndim == 3:
         return np.rint(values * 255.0).astype(np.uint8)
     window = profile.window(facts.window if facts else None)
     if window is None:
-        return np.rint(values * (2**profile.bits_stored - 1)).astype(np.uint16)
+        stored_type = np.uint8 if profile.bits_stored == 8 else np.uint16
+        return np.rint(values * (2**profile.bits_stored - 1)).astype(stored_type)
     stored = np.rint((window.to_hounsfield(values) - window.rescale_intercept) / window.rescale_slope)
     return np.clip(stored, 0, 2**profile.bits_stored - 1).astype(np.uint16)
 

@@ -3,15 +3,20 @@
 A profile says which DICOM object is written, how float pixels become stored values, which field of view and
 orientation are claimed and which codes of the standard name them. Spacing and geometry are nominal: nothing was
 measured, so they are the usual ones of such an examination.
+
+Fluorescence microscopy is VL Microscopic too: visible light at a microscope, and that object names specimen, stain and
+epifluorescence illumination, where Secondary Capture would name nothing. Its VL Image Module (C.8.12.1.1.2) allows 8
+bits and no more; one stain is one channel, so it is grey. For colour (histology, blood) the optional optical path would
+have to come with an ICC profile, but these pixels were made in no known colour space, so it is left out.
 """
 
 import re
 from dataclasses import dataclass
 
-import numpy as np
 from pydicom import uid
 
 from .dicom_prompt import parse_prompt
+from .dicom_windows import HOUNSFIELD_WINDOWS, HounsfieldWindow
 
 
 @dataclass(frozen=True)
@@ -21,80 +26,6 @@ class Code:
     value: str
     scheme: str
     meaning: str
-
-
-@dataclass(frozen=True)
-class HounsfieldWindow:
-    """How grey of [0, 1] becomes Hounsfield units, for one display window.
-
-    Between its ends a window is linear. What lies outside of it was cut off in the pictures that a model learnt
-    from, so that air and bone are only "black" and "white": near the ends the curve is stretched, and air comes
-    out near -1000 HU and bone above the window. In its own window the picture looks the same.
-
-    Attributes
-    ----------
-    low, high : float
-        Ends of the display window in HU.
-    grey, hounsfield : tuple of float
-        Corners of the curve, both rising.
-    rescale_slope : float
-        HU of one stored level. Fine enough for more than 1,000 levels inside the window.
-    """
-
-    low: float
-    high: float
-    grey: tuple[float, ...]
-    hounsfield: tuple[float, ...]
-    rescale_slope: float = 1.0 / 16.0
-    rescale_intercept: float = -1024.0
-
-    @property
-    def center(self) -> float:
-        """Window Center in HU."""
-        return (self.low + self.high) / 2.0
-
-    @property
-    def width(self) -> float:
-        """Window Width in HU."""
-        return self.high - self.low
-
-    def to_hounsfield(self, pixels: np.ndarray) -> np.ndarray:
-        """Give the HU of float pixels of [0, 1]."""
-        return np.interp(pixels, self.grey, self.hounsfield)
-
-    def to_grey(self, hounsfield: np.ndarray) -> np.ndarray:
-        """Give the float pixels of HU, the inverse of `to_hounsfield`."""
-        return np.interp(hounsfield, self.hounsfield, self.grey)
-
-
-def _hounsfield_window(
-    low: float,
-    high: float,
-    below: tuple[tuple[float, float], ...],
-    linear: tuple[float, float],
-    above: tuple[tuple[float, float], ...],
-    rescale_slope: float = 1.0 / 16.0,
-) -> HounsfieldWindow:
-    """Join (grey, HU) corners below and above to the linear part between two greys."""
-    inner = tuple((grey, low + grey * (high - low)) for grey in linear)
-    grey, hounsfield = zip(*below, *inner, *above, strict=True)
-    return HounsfieldWindow(low, high, grey, hounsfield, rescale_slope)
-
-
-# The two lung windows already reach air inside the window, so only the little below air is pressed together there.
-# The ends were read off the real pictures: air, fat and muscle lie where these windows put -1000, -105 and 55 HU.
-HOUNSFIELD_WINDOWS: dict[str, HounsfieldWindow] = {
-    "lung": _hounsfield_window(-1350, 150, ((0.0, -1024.0),), (0.2275, 0.97), ((0.985, 180.0), (1.0, 900.0))),
-    "wide-lung": _hounsfield_window(-1250, 250, ((0.0, -1024.0),), (0.161, 0.97), ((0.985, 290.0), (1.0, 1000.0))),
-    "soft-tissue": _hounsfield_window(
-        -160, 240, ((0.0, -1000.0), (0.015, -900.0)), (0.04, 0.96), ((0.985, 320.0), (1.0, 1100.0))
-    ),
-    # A narrow window needs finer steps; 1/32 HU still reaches 1,023 HU.
-    "brain": _hounsfield_window(
-        0, 80, ((0.0, -1000.0), (0.03, -900.0)), (0.06, 0.95), ((0.98, 250.0), (1.0, 1000.0)), 1.0 / 32.0
-    ),
-    "bone": _hounsfield_window(-450, 1050, ((0.0, -1010.0), (0.02, -800.0)), (0.05, 0.97), ((1.0, 1600.0),)),
-}
 
 
 @dataclass(frozen=True)
@@ -129,6 +60,10 @@ class DicomProfile:
         Anatomic Region.
     colour_where_seen : bool
         A grey profile that keeps the colour of a coloured image.
+    specimen_type : Code or None
+        Of microscopy: what lies on the slide (CID 8103).
+    illumination : tuple of Code or None
+        Of grey microscopy: illumination type (CID 8123) and colour (CID 8122) of the one optical path.
     """
 
     name: str
@@ -146,6 +81,8 @@ class DicomProfile:
     contrast_agent: Code | None = None
     region: Code | None = None
     colour_where_seen: bool = False
+    specimen_type: Code | None = None
+    illumination: tuple[Code, Code] | None = None
 
     def window(self, name: str | None) -> HounsfieldWindow | None:
         """Give the HU window of a name found in a prompt, or the usual one; None where there are no HU."""
@@ -185,6 +122,11 @@ STAIN_CODES: dict[str, tuple[Code, ...]] = {
     "wright": (Code("373682001", "SCT", "Wright stain"),),
     "leishman": (Code("255802001", "SCT", "Leishman stain"),),
     "romanowsky": (Code("255810000", "SCT", "Romanowsky stain"),),
+    "haematoxylin-eosin": (
+        Code("12710003", "SCT", "Hematoxylin stain"),
+        Code("36879007", "SCT", "Water soluble eosin stain"),
+    ),
+    "fluorescent": (Code("35352008", "SCT", "Fluorescent stain"),),  # it has none for DAPI and Hoechst
 }
 
 _CHEST = Code("816094009", "SCT", "Chest")
@@ -260,6 +202,35 @@ PROFILES: dict[str, DicomProfile] = {
             field_of_view=0.04,
             body_part=None,
             title="blood smear",
+            specimen_type=Code("258433009", "SCT", "Smear sample"),
+        ),
+        DicomProfile(
+            name="nuclei-fluorescence",
+            sop_class_uid=uid.VLMicroscopicImageStorage,
+            modality="GM",
+            image_type=("DERIVED", "PRIMARY"),
+            photometric_interpretation="MONOCHROME2",
+            bits_stored=8,
+            field_of_view=0.15,
+            body_part=None,
+            title="fluorescence microscopy of nuclei",
+            specimen_type=Code("1179252003", "SCT", "Slide"),  # cells or tissue: the prompt does not say
+            illumination=(
+                Code("111743", "DCM", "Epifluorescence illumination"),
+                Code("415770004", "SCT", "Ultraviolet"),
+            ),
+        ),
+        DicomProfile(
+            name="nuclei-histology",
+            sop_class_uid=uid.VLMicroscopicImageStorage,
+            modality="GM",
+            image_type=("DERIVED", "PRIMARY"),
+            photometric_interpretation="RGB",
+            bits_stored=8,
+            field_of_view=0.1,
+            body_part=None,
+            title="histology of nuclei",
+            specimen_type=Code("430856003", "SCT", "Tissue section"),
         ),
         DicomProfile(
             name="secondary-capture",
@@ -276,9 +247,17 @@ PROFILES: dict[str, DicomProfile] = {
     )
 }
 
-MODALITIES: tuple[str, ...] = ("chest-xray", "ct", "brain-mri", "blood-smear", "secondary-capture")
-"""What a user may give as `modality`; the names of `PROFILES` are taken as well."""
+MODALITIES: tuple[str, ...] = tuple(dict.fromkeys("ct" if name[:3] == "ct-" else name for name in PROFILES))
+"""What a user may give as `modality`; the names of `PROFILES` and of `FAMILIES` are taken as well."""
 
+FAMILIES: dict[str, tuple[str, ...]] = {
+    "ct": ("ct-chest", "ct-head"),
+    "nuclei": ("nuclei-fluorescence", "nuclei-histology"),
+}
+"""Modalities of several profiles, between which the words of the prompt decide."""
+
+MODALITY_NAMES: tuple[str, ...] = tuple(dict.fromkeys((*MODALITIES, *FAMILIES, *PROFILES)))
+"""Every word that names a modality."""
 # Words that name a modality, and words that only one of them is usually asked for.
 _STRONG_WORDS = {
     "chest-xray": r"\bcxr\b|\bx[\s-]?rays?\b|\bradiograph(?:s|y)?\b|\br(?:oe|ö)ntgen\w*|\bchest film\b",
@@ -286,13 +265,16 @@ _STRONG_WORDS = {
     "brain-mri": r"\bmri\b|\bmr\b(?=[\s-]*(?:imag|scan|slice|brain|head|of\b))"
     r"|\bmagnetic resonance\b|\bflair\b|\bt[12](?:[\s-]?w(?:i|eighted)?)?\b(?![\s-]?n\d)"
     r"|\bt1(?:c|ce|gd)\b",
-    "blood-smear": r"\b(?:blood|thin|thick|peripheral)[\s-]+(?:smear|film)s?\b|\bsmears?\b|\bmicroscop\w*|\bgiemsa\b"
-    r"|\bwright(?:'s)?[\s-]+stain\w*|\bleishman\b|\bromanowsky\b|\bmicrograph\w*|\bhaematology\b|\bhematology\b",
+    "blood-smear": r"\b(?:blood|thin|thick|peripheral)[\s-]+(?:smear|film)s?\b|\bsmears?\b|\bgiemsa\b"
+    r"|\bwright(?:'s)?[\s-]+stain\w*|\bleishman\b|\bromanowsky\b|\bhaematology\b|\bhematology\b",
+    "nuclei-fluorescence": r"\b(?:immuno|auto)?-?fluorescen(?:ce|t)\b|\bepi-?fluorescen(?:ce|t)\b|\bdapi\b|\bhoechst\b",
+    "nuclei-histology": r"\bhisto(?:log|patholog)\w*|\bh\s?(?:&|\+|and)\s?e\b|\bhe[\s-]+stain\w*|\bha?ematoxylin\b"
+    r"|\beosin\b|\bstained tissue\b|\btissue[\s-]+(?:section|slide)s?\b|\bbright-?\s?field\b",
     "secondary-capture": r"\bsecondary[\s-]+capture\b|\bscreen[\s-]?shot\b",
 }
 _WEAK_WORDS = {
     "chest-xray": r"\bpneumonia\b|\btuberculosis\b|\b(?:pa|ap)\s+(?:view|projection|chest)\b|\bchest pa\b"
-    r"|\bcardiomegaly\b|\bpneumothorax\b",
+    r"|\bcardiomegaly\b|\bpneumothorax\b|\bcovid(?:-?19)?\b",
     "ct": r"\b(?:lung|brain|soft[\s-]tissue|mediastinal|bone)[\s-]+window\b|\bha?emorrhage\b",
     "brain-mri": r"\bmeningiomas?\b|\bgliomas?\b|\bglioblastomas?\b|\bpituitary\b|\bgadolinium\b",
     "blood-smear": r"\b(?:red|white)[\s-]+(?:blood[\s-]+)?cells?\b|\b\w*(?:neutrophil|eosinophil|basophil|lymphocyte"
@@ -300,6 +282,10 @@ _WEAK_WORDS = {
     r"|\bplatelets?\b|\bmalaria\b|\bplasmodium\b|\bblood cells?\b|\bsickle\b|\bthrombocytes?\b"
     r"|\bimmature granulocytes?\b",
 }
+# Words of any microscopy: a blood smear, unless others in the prompt name or hint at nuclei.
+_MICROSCOPY_WORDS = re.compile(r"\bmicroscop\w*|\bmicrograph\w*")
+_NUCLEI_WORDS = re.compile(r"(?<!basal )(?<!caudate )\bnuclei\b|\bcell nucleus\b")
+_HISTOLOGY_WORDS = re.compile(_STRONG_WORDS["nuclei-histology"] + r"|\btissue\b|\blight microscop\w*|\bpurple\b")
 _HEAD_WORDS = re.compile(
     r"\b(?:head|brain|skull|intra-?cranial|cranial|cerebral|stroke|sub-?dural|epi-?dural|sub-?arachnoid)\b"
 )
@@ -316,11 +302,11 @@ def choose_profile(prompt: str, modality: str | None = None, adapter: str | None
     Parameters
     ----------
     prompt : str
-        What the user typed. It also tells a head CT from a chest CT.
+        What the user typed. It also tells a head CT from a chest CT, and fluorescence from histology.
     modality : str, optional
-        One of `MODALITIES` or a name of `PROFILES`; decides alone where it is given.
+        One of `MODALITY_NAMES`; decides alone where it is given.
     adapter : str, optional
-        Name of the loaded adapter; counts where no modality is given and its words name one.
+        Modality or name of the adapter in use; counts where no modality is given and its words name one.
 
     Returns
     -------
@@ -333,16 +319,16 @@ def choose_profile(prompt: str, modality: str | None = None, adapter: str | None
         If `modality` is not known, or nothing names a modality.
     """
     if modality is not None:
-        name = str(modality).strip().lower().replace("_", "-").replace(" ", "-")
-        if name not in MODALITIES and name not in PROFILES:
+        name = known_modality(modality)
+        if name is None:
             raise ValueError(f"`modality` is {modality!r}; allowed are {_allowed()}")
         return PROFILES[_profile_name(name, prompt)]
     if adapter is not None:
-        name = adapter.strip().lower().replace("_", "-")
-        if name in MODALITIES or name in PROFILES:
+        words = adapter.strip().lower().replace("_", "-")
+        if name := known_modality(words):
             return PROFILES[_profile_name(name, prompt)]
-        if found := _modality_in(name.replace("-", " ")):
-            return PROFILES[_profile_name(found, f"{name} {prompt}")]
+        if found := _modality_in(words.replace("-", " ")):
+            return PROFILES[_profile_name(found, f"{words} {prompt}")]
     found = _modality_in(prompt)
     if found is None:
         raise ValueError(
@@ -358,13 +344,24 @@ def choose_profile(prompt: str, modality: str | None = None, adapter: str | None
     return PROFILES[_profile_name(found, prompt)]
 
 
+def known_modality(text: str) -> str | None:
+    """Give the entry of `MODALITY_NAMES` that a text is, whatever its case and hyphens; else None."""
+    name = str(text).strip().lower().replace("_", "-").replace(" ", "-")
+    return name if name in MODALITY_NAMES else None
+
+
+def serves(modality: str | None, profile: DicomProfile) -> bool:
+    """Tell whether what is meant for a modality (an adapter, say) is meant for images of this profile."""
+    return modality is not None and profile.name in (modality, *FAMILIES.get(modality, ()))
+
+
 def modality_of(profile: DicomProfile) -> str:
     """Give the user's name for the modality of a profile: "ct" for both CT profiles."""
     return "ct" if profile.name.startswith("ct-") else profile.name
 
 
 def _allowed() -> str:
-    return ", ".join(f"'{name}'" for name in dict.fromkeys(MODALITIES + tuple(PROFILES)))
+    return ", ".join(f"'{name}'" for name in MODALITY_NAMES)
 
 
 def _shortened(text: str) -> str:
@@ -372,6 +369,9 @@ def _shortened(text: str) -> str:
 
 
 def _profile_name(modality: str, prompt: str) -> str:
+    """Give the profile of a modality; of a family the one that the words of the prompt ask for."""
+    if modality == "nuclei":
+        return "nuclei-histology" if _asks_for_histology(prompt.lower()) else "nuclei-fluorescence"
     if modality != "ct":
         return modality
     body_part = parse_prompt(prompt).body_part
@@ -380,11 +380,21 @@ def _profile_name(modality: str, prompt: str) -> str:
     return "ct-head" if body_part in ("HEAD", "BRAIN") or _HEAD_WORDS.search(prompt.lower()) else "ct-chest"
 
 
+def _asks_for_histology(text: str) -> bool:
+    named = [(match.start(), name) for name in FAMILIES["nuclei"] if (match := re.search(_STRONG_WORDS[name], text))]
+    return min(named)[1] == "nuclei-histology" if named else _HISTOLOGY_WORDS.search(text) is not None
+
+
 def _modality_in(text: str) -> str | None:
     """Find the modality that a text names: the first one named outright, else the only one hinted at."""
     text = re.sub(r"[\s_]+", " ", text.lower())
     named = [(match.start(), name) for name, words in _STRONG_WORDS.items() if (match := re.search(words, text))]
+    microscopy, nuclei = _MICROSCOPY_WORDS.search(text), _NUCLEI_WORDS.search(text)
+    if microscopy and not any(name.startswith(("nuclei", "blood")) for _, name in named):
+        named.append((microscopy.start(), "nuclei" if nuclei else "blood-smear"))
     if named:
         return min(named)[1]
     hinted = [name for name, words in _WEAK_WORDS.items() if re.search(words, text)]
+    if not hinted and nuclei:
+        return "nuclei"
     return hinted[0] if len(hinted) == 1 else None

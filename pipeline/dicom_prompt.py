@@ -107,6 +107,8 @@ _STAINS = (
     ("wright", r"\bwright(?:'s)?\b"),
     ("leishman", r"\bleishman(?:'s)?\b"),
     ("romanowsky", r"\bromanowsky\b"),
+    ("haematoxylin-eosin", r"\bh\s?(?:&|\+|and)\s?e\b|\bhe[\s-]+stain\w*|\bha?ematoxylin\b.{1,5}\beosin\b"),
+    ("fluorescent", r"\bdapi\b|\bhoechst\b|\bfluorescent(?:ly)?[\s-]+(?:stain|label)\w*"),
 )
 
 _AGENT = r"(?:contrast|gadolinium|gad|gd|gadobutrol|iodine)"
@@ -155,7 +157,8 @@ class PromptFacts:
     window : {"lung", "wide-lung", "soft-tissue", "brain", "bone"} or None
         CT display window.
     stain : str or None
-        Stain of a smear: "may-grunwald-giemsa", "wright-giemsa", "giemsa", "wright", "leishman", "romanowsky".
+        Stain of a slide: "may-grunwald-giemsa", "wright-giemsa", "giemsa", "wright", "leishman", "romanowsky",
+        "haematoxylin-eosin", "fluorescent".
     laterality : {"L", "R", "B"} or None
         Side that the prompt speaks of; "B" for both.
     """
@@ -194,6 +197,7 @@ def parse_prompt(prompt: str) -> PromptFacts:
     """
     if not isinstance(prompt, str):
         raise TypeError(f"`prompt` must be a string, not {type(prompt).__name__}")
+    prompt = re.sub(r"(?i)\b(covid|sars-cov)[\s-]*(?:19|2)\b", r"\1", prompt)  # no age
     text = _digits_for_words(re.sub(r"[\s_]+", " ", prompt.lower()))
     age_years, age_range = _age(text, prompt)
     return PromptFacts(

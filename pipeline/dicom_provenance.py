@@ -28,6 +28,7 @@ _RECIPE_ELEMENT = 0x01
 
 _FORMAT = 1
 _LONG_STRING = 64
+_SHORT_TEXT = 1024
 
 
 @dataclass(frozen=True)
@@ -233,10 +234,18 @@ def _synthesizing_equipment(recipe: Recipe) -> Dataset:
     versions = [header_text(f"{name} {version}", _LONG_STRING) for name, version in recipe.versions]
     if versions:
         item.SoftwareVersions = versions
-    item.ContributionDescription = (
+    text = (
         f"{MARK} image of a diffusion model. Recipe SHA-256 {recipe.digest()}, model SHA-256 "
         f"{header_text(recipe.model_sha256, _LONG_STRING)}, seed {recipe.seed}."
     )
+    for i, (name, sha256, weight) in enumerate(recipe.adapters):
+        more = f" Adapter {header_text(name, _LONG_STRING)}, weight {weight:g}, SHA-256 {header_text(sha256, 64)}."
+        rest = f" {len(recipe.adapters) - i} more adapters in the recipe."
+        if len(text) + len(more) + len(rest) > _SHORT_TEXT:
+            text += rest
+            break
+        text += more
+    item.ContributionDescription = text
     return item
 
 

@@ -29,6 +29,9 @@ from diffusers.utils.torch_utils import randn_tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 # diffusers copies custom code file by file: every sibling stands here, also those that only a sibling needs.
+from .adapter_files import read_adapter  # noqa: F401
+from .adapter_names import find_adapter  # noqa: F401
+from .adapter_use import AdapterMixin, uses_adapter_of_modality
 from .dicom_decode import decode_dicom  # noqa: F401
 from .dicom_files import write_files  # noqa: F401
 from .dicom_input import InputImage, read_image, square
@@ -40,6 +43,7 @@ from .dicom_pixels import to_picture
 from .dicom_profiles import DicomProfile, choose_profile, modality_of
 from .dicom_prompt import parse_prompt  # noqa: F401
 from .dicom_provenance import Recipe
+from .dicom_windows import HounsfieldWindow  # noqa: F401
 
 OUTPUT_TYPES = ("dicom", "pil", "np", "pt", "latent")
 MAX_SEED = 2**63 - 1
@@ -71,7 +75,7 @@ class SyntheticDicomPipelineOutput(BaseOutput):
         return [recipe.seed for recipe in self.recipes]
 
 
-class SyntheticDicomPipeline(StableDiffusionPipeline):
+class SyntheticDicomPipeline(AdapterMixin, StableDiffusionPipeline):
     """Text-to-image and image-to-image generation of synthetic medical images, as DICOM.
 
     Parameters
@@ -112,6 +116,7 @@ class SyntheticDicomPipeline(StableDiffusionPipeline):
         if text_encoder is not None and unet is not None and text_encoder.dtype != unet.dtype:
             text_encoder.to(unet.dtype)  # transformers loads it as it is stored, diffusers the rest in full precision
         self._model_hash: tuple[tuple[Any, ...], str] | None = None
+        self._start_adapters()
 
     # ---- loading and saving -------------------------------------------------------------------------------------
 
@@ -125,10 +130,15 @@ class SyntheticDicomPipeline(StableDiffusionPipeline):
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Save as diffusers does, and make the folder load elsewhere: index and code files go with it."""
+        if self._layers():
+            raise ValueError(
+                "adapters are loaded, and a saved model cannot hold them; call `unload_lora_weights()` first, and "
+                "`fuse_lora()` before that to make them part of the model"
+            )
         super().save_pretrained(save_directory, *args, **kwargs)
         folder = Path(save_directory)
         for source in sorted(Path(__file__).parent.glob("*.py")):
-            ours = source.stem.startswith("dicom_") or source.stem in ("pipeline", "__init__", "__main__")
+            ours = source.stem.startswith(("adapter_", "dicom_")) or source.stem in ("pipeline", "__init__", "__main__")
             if ours and source.resolve().parent != folder.resolve():
                 shutil.copyfile(source, folder / source.name)
         path = folder / "model_index.json"
@@ -148,12 +158,15 @@ class SyntheticDicomPipeline(StableDiffusionPipeline):
     @property
     def model_sha256(self) -> str:
         """Hash over weights, precision and scheduler settings: all of the model that decides pixels, but adapters."""
-        tensors = [
-            (f"{part}.{name.replace('.base_layer', '')}", tensor)
-            for part in ("text_encoder", "unet", "vae")
-            for name, tensor in sorted(getattr(self, part).state_dict().items())
-            if "lora_" not in name
-        ]
+        tensors = sorted(
+            (
+                (f"{part}.{name.replace('.base_layer', '')}", tensor)
+                for part in ("text_encoder", "unet", "vae")
+                for name, tensor in getattr(self, part).state_dict().items()
+                if "lora_" not in name
+            ),
+            key=lambda pair: pair[0],
+        )
         settings = json.dumps(
             [
                 {k: v for k, v in self.scheduler.config.items() if k[0] != "_"},
@@ -163,35 +176,19 @@ class SyntheticDicomPipeline(StableDiffusionPipeline):
             sort_keys=True,
             default=str,
         )
-        state = (settings, *((name, tensor.data_ptr(), tensor._version) for name, tensor in tensors))
+        fused = [layer.merged_adapters for _, layer in self._layers() if layer.merged]
+        state = (settings, str(fused), *((name, tensor.data_ptr(), tensor._version) for name, tensor in tensors))
         if self._model_hash is None or self._model_hash[0] != state:
             digest = hashlib.sha256(settings.encode())
-            for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
+            for name, tensor in tensors:
                 digest.update(name.encode())
                 digest.update(_bytes_of(tensor))
             self._model_hash = state, digest.hexdigest()
         return self._model_hash[1]
 
-    def adapters_in_use(self) -> tuple[tuple[str, str, float], ...]:
-        """Active adapters as (name, hash of their weights, weight)."""
-        found = []
-        for name in self.get_active_adapters() if getattr(self.unet, "peft_config", None) else ():
-            digest, weight = hashlib.sha256(), 0.0
-            for part in ("text_encoder", "unet"):
-                for key, tensor in sorted(getattr(self, part).state_dict().items()):
-                    if "lora_" in key and f".{name}." in key:
-                        digest.update(f"{part}.{key.replace(f'.{name}.', '.')}".encode())
-                        digest.update(_bytes_of(tensor))
-            for module in self.unet.modules():
-                if name in getattr(module, "scaling", {}):
-                    config = self.unet.peft_config[name]
-                    weight = round(module.scaling[name] / (config.lora_alpha / config.r), 6)
-                    break
-            found.append((name, digest.hexdigest(), weight))
-        return tuple(found)
-
     # ---- the call -----------------------------------------------------------------------------------------------
 
+    @uses_adapter_of_modality
     @torch.no_grad()
     def __call__(  # type: ignore[override]
         self,
@@ -228,8 +225,9 @@ class SyntheticDicomPipeline(StableDiffusionPipeline):
         strength
             Share of the denoising that an input image goes through, in (0, 1]; 1 forgets it.
         modality
-            Which DICOM object is written and which anatomy is meant; by default the loaded adapter's or the one that
-            the prompt names.
+            Which DICOM object is written and which anatomy is meant; by default that of the adapter in use or the one
+            that the prompt names. Where the adapters in use are for others, the one that is loaded for it is used
+            alone, in this call.
         seed
             Image i of the call has `seed` + i, prompts outermost; or one seed per image; drawn at random if absent.
             The same recipe gives the same image and the same UIDs, however many images a call makes.
@@ -276,8 +274,7 @@ class SyntheticDicomPipeline(StableDiffusionPipeline):
         seeds = self._seeds(seed, generator, len(prompts) * num_images_per_prompt)
         steps = self.config.default_num_inference_steps if num_inference_steps is None else num_inference_steps
         guidance = self.config.default_guidance_scale if guidance_scale is None else guidance_scale
-        adapters = self.adapters_in_use()
-        adapter = adapters[0][0] if len(adapters) == 1 else None
+        adapters, adapter = self.adapters_in_use(), self.modality_in_use()
         wants_pictures = output_type in ("dicom", "pil")
         profiles = [self._profile(p, modality, adapter, required=wants_pictures) for p in prompts]
         if frame is not None and image is None:

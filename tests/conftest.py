@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -13,6 +14,7 @@ import pytest  # noqa: E402
 
 from pipeline.pipeline import SyntheticDicomPipeline  # noqa: E402
 
+from .adapter_samples import ALL, ATTENTION, TEXT, WEIGHTS, save_adapter  # noqa: E402
 from .tiny import tiny_pipeline  # noqa: E402
 
 
@@ -28,3 +30,19 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny-model")
     tiny_pipeline().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of adapters: every kind of layer, attention alone, attention and text encoder."""
+    root = tmp_path_factory.mktemp("adapters")
+    save_adapter(root / "chest-xray", ALL, seed=1)
+    save_adapter(root / "brain-mri", ATTENTION, seed=2, alpha=4)
+    save_adapter(root / "style", ATTENTION, seed=3, text_targets=TEXT)
+    return {path.name: path for path in root.iterdir()}
+
+
+@pytest.fixture()
+def copied(saved: dict[str, Path], tmp_path: Path) -> Path:
+    """An adapter's file to spoil."""
+    return Path(shutil.copytree(saved["style"], tmp_path / "spoilt")) / WEIGHTS

@@ -12,6 +12,8 @@ PROMPTS = {
     "ct-head": "axial non-contrast head CT slice, brain window, normal brain",
     "brain-mri": "coronal T1 brain MRI with contrast, meningioma, 54 year old woman",
     "blood-smear": "peripheral blood smear, May Grunwald-Giemsa stain, single neutrophil",
+    "nuclei-fluorescence": "fluorescence microscopy, DAPI stained cell nuclei on dark background",
+    "nuclei-histology": "histology, H&E, purple cell nuclei",
     "secondary-capture": "secondary capture of a chest X-ray",
 }
 
@@ -45,5 +47,5 @@ def smooth_pixels(rows: int = 256, columns: int = 256, channels: int = 1) -> np.
 
 
 def pixels_of(profile: str, rows: int = 64, columns: int = 64) -> np.ndarray:
-    """Make smooth pixels, in colour for the colour profile."""
-    return smooth_pixels(rows, columns, 3 if profile == "blood-smear" else 1)
+    """Make smooth pixels, in colour for the colour profiles."""
+    return smooth_pixels(rows, columns, 3 if profile in ("blood-smear", "nuclei-histology") else 1)

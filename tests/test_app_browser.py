@@ -16,6 +16,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="playwright is no
 
 from pipeline import read_recipe  # noqa: E402
 
+from .adapter_samples import ATTENTION, WEIGHTS, save_adapter  # noqa: E402
 from .app_server import load_app, served  # noqa: E402
 from .tiny import tiny_pipeline  # noqa: E402
 
@@ -138,6 +139,30 @@ def test_an_upload_that_is_too_large_is_refused_without_its_name(open_page, tmp_
     page.get_by_role("tab", name="Image to image").click()
     page.locator("input[type=file]").first.set_input_files(source)
     playwright.expect(page.get_by_test_id("toast-body")).to_contain_text("maximum allowed size")
+    assert SECRET not in page.content()
+
+
+def test_an_own_adapter_is_used_and_a_bad_one_refused_without_their_names(open_page, tmp_path):
+    save_adapter(tmp_path, ATTENTION, name="mine")
+    page = open_page()
+    assert page.locator("#adapter-file").count() == 0
+    page.locator("#adapter input").click()
+    page.get_by_role("option", name="My own").click()
+    page.locator("#adapter-file input[type=file]").set_input_files(
+        (tmp_path / WEIGHTS).rename(tmp_path / f"{SECRET}.safetensors")
+    )
+    playwright.expect(page.locator("#adapter-file")).to_contain_text("upload")
+    page.get_by_label("number input for Adapter strength").fill("0.5")
+    generate(page)
+    playwright.expect(page.locator("#status")).to_contain_text("adapter mine, strength 0.5")
+    page.get_by_role("tab", name="Recipe").click()
+    playwright.expect(page.locator("#recipe")).to_contain_text('"mine"')
+    page.locator("#adapter-file").get_by_label("Clear").click()
+    made = f"() => {{ const d = new DataTransfer(); d.items.add(new File(['x'], '{SECRET}.safetensors')); return d; }}"
+    page.locator("#adapter-file button").first.dispatch_event("drop", {"dataTransfer": page.evaluate_handle(made)})
+    playwright.expect(page.locator("#adapter-file")).to_contain_text("upload")
+    page.locator("#generate").click()
+    playwright.expect(page.get_by_test_id("toast-body")).to_contain_text("The adapter is no whole safetensors file.")
     assert SECRET not in page.content()
 
 

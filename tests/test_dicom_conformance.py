@@ -32,6 +32,9 @@ MORE_PROMPTS = [
     ("brain-mri", "axial T2 with contrast"),
     ("blood-smear", "blood smear"),
     ("blood-smear", "Wright-Giemsa stained blood smear, 54 year old man"),
+    ("nuclei-fluorescence", "nuclei"),
+    ("nuclei-fluorescence", "54 year old woman, fluorescence"),
+    ("nuclei-histology", "brightfield microscopy of nuclei"),
     ("secondary-capture", ""),
     ("secondary-capture", "left knee"),
 ]
@@ -101,8 +104,10 @@ def test_required_attributes_of_every_module(name, prompt):
     iod = standard.get_sop_class_iod_map()[dataset.SOPClassUID]
     modules = [module["key"] for module in standard.get_iod_module_map()[iod] if module["usage"] == "M"]
     assert len(modules) > 5
-    if name == "blood-smear":
+    if dataset.Modality == "GM":
         modules.append("specimen")
+    if name == "nuclei-fluorescence":
+        modules.append("optical-path")
     for module in modules:
         standard.check_required_attributes(dataset, module)
         for attribute in standard.get_module_attribute_map()[module]:

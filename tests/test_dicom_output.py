@@ -29,7 +29,7 @@ from pipeline.dicom_prompt import PromptFacts
 from pipeline.dicom_provenance import read_recipe
 from tests.dicom_samples import pixels_of, recipe_of, smooth_pixels
 
-GREY_PROFILES = [name for name in PROFILES if name != "blood-smear"]
+GREY_PROFILES = [name for name in PROFILES if PROFILES[name].bits_stored > 8]
 
 
 @pytest.fixture(autouse=True)
@@ -303,6 +303,21 @@ def test_stain_of_a_smear():
     values = [item.ConceptCodeSequence[0].CodeMeaning for item in items if item.ValueType == "CODE"]
     assert values == ["Staining", "Wright stain", "Giemsa stain"]
     assert not make("blood-smear", "blood smear").SpecimenDescriptionSequence[0].SpecimenPreparationSequence
+
+
+def test_microscopy_says_specimen_stain_and_light():
+    fluorescence = make("nuclei-fluorescence", "DAPI")
+    assert (fluorescence.PhotometricInterpretation, fluorescence.BitsStored) == ("MONOCHROME2", 8)
+    (path,) = fluorescence.OpticalPathSequence
+    assert path.IlluminationTypeCodeSequence[0].CodeMeaning == "Epifluorescence illumination"
+    histology = make("nuclei-histology", "H&E")
+    assert histology.PhotometricInterpretation == "RGB" and "OpticalPathSequence" not in histology
+    specimen = histology.SpecimenDescriptionSequence[0]
+    assert specimen.SpecimenTypeCodeSequence[0].CodeMeaning == "Tissue section"
+    items = specimen.SpecimenPreparationSequence[0].SpecimenPreparationStepContentItemSequence
+    assert [item.ConceptCodeSequence[0].CodeValue for item in items[2:]] == ["12710003", "36879007"]
+    smear = make("blood-smear").SpecimenDescriptionSequence[0]
+    assert smear.SpecimenTypeCodeSequence[0].CodeMeaning == "Smear sample"
 
 
 # --- identity ---------------------------------------------------------------------------------------------------------

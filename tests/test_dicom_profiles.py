@@ -8,13 +8,16 @@ import pytest
 from pydicom.sr.codedict import codes
 
 from pipeline.dicom_profiles import (
+    FAMILIES,
     HOUNSFIELD_WINDOWS,
     MODALITIES,
     PROFILES,
     STAIN_CODES,
     VIEW_CODES,
     choose_profile,
+    known_modality,
     modality_of,
+    serves,
 )
 
 SHARED_IMAGES = Path(__file__).resolve().parents[2] / "shared" / "data" / "images"
@@ -39,6 +42,21 @@ SHARED_IMAGES = Path(__file__).resolve().parents[2] / "shared" / "data" / "image
         ("single neutrophil", "blood-smear"),
         ("malaria parasite in a red blood cell", "blood-smear"),
         ("Giemsa-stained thin film", "blood-smear"),
+        ("light microscopy of a smear", "blood-smear"),
+        ("microscopy, single neutrophil", "blood-smear"),
+        ("lymphocyte with two nuclei", "blood-smear"),
+        ("fluorescence microscopy, nuclei", "nuclei-fluorescence"),
+        ("microscopy of nuclei, fluorescence", "nuclei-fluorescence"),
+        ("nuclei", "nuclei-fluorescence"),
+        ("DAPI", "nuclei-fluorescence"),
+        ("immunofluorescence of cells", "nuclei-fluorescence"),
+        ("H&E", "nuclei-histology"),
+        ("histology, nuclei", "nuclei-histology"),
+        ("cell nuclei, haematoxylin and eosin", "nuclei-histology"),
+        ("brightfield microscopy, cell nuclei", "nuclei-histology"),
+        ("stained tissue light microscopy, purple cell nuclei", "nuclei-histology"),
+        ("COVID-19, intensive care patient", "chest-xray"),
+        ("COVID-19, chest CT", "ct-chest"),
         ("secondary capture of anything", "secondary-capture"),
         ("chest X-ray, no CT was made", "chest-xray"),
     ],
@@ -56,6 +74,19 @@ def test_modality_decides_before_adapter_and_prompt():
     assert choose_profile("head", modality="ct").name == "ct-head"
     assert choose_profile("head", modality="ct-chest").name == "ct-chest"
     assert choose_profile("", modality="Brain_MRI").name == "brain-mri"
+    assert choose_profile("", modality="nuclei").name == "nuclei-fluorescence"
+    assert choose_profile("H&E", modality="nuclei").name == "nuclei-histology"
+    assert choose_profile("H&E", modality="nuclei-fluorescence").name == "nuclei-fluorescence"
+    assert choose_profile("purple, tissue", adapter="nuclei").name == "nuclei-histology"
+    assert choose_profile("fluorescence, then H&E", adapter="nuclei").name == "nuclei-fluorescence"
+
+
+def test_what_serves_what():
+    chest, histology = PROFILES["ct-chest"], PROFILES["nuclei-histology"]
+    assert serves("ct", chest) and serves("ct-chest", chest) and serves("nuclei", histology)
+    assert not (serves("ct-head", chest) or serves(None, chest) or serves("nuclei-fluorescence", histology))
+    assert known_modality(" Brain_MRI ") == "brain-mri" and known_modality("covid") is None
+    assert all(set(names) <= set(PROFILES) for names in FAMILIES.values())
 
 
 @pytest.mark.parametrize("modality", ["mammography", "", "ct head spine"])
@@ -140,11 +171,15 @@ def test_codes_are_those_of_the_standard():
         ("blood_malaria", "blood-smear"),
         ("blood_rbc_chula", "blood-smear"),
         ("blood_bccd", "blood-smear"),
+        ("cxr_covid", "chest-xray"),
+        ("nuclei_dsb2018", "nuclei"),
     ],
 )
 def test_captions_of_the_real_images_choose_their_modality(pack, modality):
     with open(SHARED_IMAGES / pack / "metadata.csv", encoding="utf-8", newline="") as file:
         captions = {row["text"] for row in csv.DictReader(file)}
-    profiles = {choose_profile(caption).name for caption in captions}
-    assert len(profiles) == 1
-    assert modality_of(PROFILES[profiles.pop()]) == modality
+    profiles = {choose_profile(caption) for caption in captions}
+    if modality == "nuclei":
+        assert {profile.name for profile in profiles} == set(FAMILIES[modality])
+    else:
+        assert {modality_of(profile) for profile in profiles} == {modality} and len(profiles) == 1

@@ -9,6 +9,9 @@ from pipeline.dicom_prompt import PromptFacts, parse_prompt
     ("prompt", "sex", "age"),
     [
         ("54 year old woman", "F", 54),
+        ("chest X-ray, COVID-19, man", "M", None),
+        ("COVID-19, 70 year old man", "M", 70),
+        ("covid 19 woman, 44", "F", 44),
         ("54-year-old male", "M", 54),
         ("a 54-year old man with cough", "M", 54),
         ("54yo F", "F", 54),
@@ -167,7 +170,13 @@ def test_window(prompt, window):
         ("Giemsa-stained thin blood smear", "giemsa"),
         ("Wright-Giemsa", "wright-giemsa"),
         ("Wright's stain", "wright"),
+        ("H&E", "haematoxylin-eosin"),
+        ("stained with hematoxylin and eosin", "haematoxylin-eosin"),
+        ("h and e stain", "haematoxylin-eosin"),
+        ("DAPI-type stained nuclei", "fluorescent"),
+        ("Hoechst", "fluorescent"),
         ("blood smear", None),
+        ("he is 54 years old", None),
     ],
 )
 def test_stain(prompt, stain):

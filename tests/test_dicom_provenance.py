@@ -180,6 +180,18 @@ def test_mark_synthetic():
     assert dataset.to_json() == before
 
 
+def test_adapters_are_told_as_far_as_there_is_room():
+    def description(*adapters):
+        dataset = Dataset()
+        mark_synthetic(dataset, recipe_of("brain-mri", adapters=adapters))
+        return dataset.ContributingEquipmentSequence[0].ContributionDescription
+
+    assert "dapter" not in description()
+    assert f"Adapter brain-mri, weight 0.75, SHA-256 {'cd' * 32}." in description(("brain-mri", "cd" * 32, 0.75))
+    many = description(*((f"{number}" * 60, "cd" * 32, 1.0) for number in range(8)))
+    assert len(many) <= 1024 and many.endswith("3 more adapters in the recipe.")
+
+
 def test_read_recipe_of_other_datasets():
     assert read_recipe(Dataset()) is None
     dataset = Dataset()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-OURS = ("pipeline", "lora", "evaluation", "hub_cards", "app", "tests")
+OURS = ("pipeline", "lora", "evaluation", "hub_cards", "app", "app_adapters", "app_parts", "tests")
 
 
 def imported(path: Path) -> set[str]:
@@ -46,14 +46,15 @@ def test_dicom_modules_import_no_torch():
 
 def test_every_sibling_is_imported_directly_in_pipeline():
     """diffusers copies only these; and it finds them by a regular expression."""
-    siblings = {f".{p.stem}" for p in (ROOT / "pipeline").glob("dicom_*.py")}
+    siblings = {f".{p.stem}" for kind in ("adapter", "dicom") for p in (ROOT / "pipeline").glob(f"{kind}_*.py")}
+    assert len(siblings) + 3 == len(list((ROOT / "pipeline").glob("*.py")))  # others would not be saved with the model
     assert siblings <= imported(ROOT / "pipeline" / "pipeline.py")
 
 
 @pytest.mark.parametrize("folder", ["lora", "evaluation", "pipeline"])
 def test_no_gradio_below_the_app(folder):
     for path in files(folder):
-        assert not roots(path) & {"gradio", "app"}, path
+        assert not roots(path) & {"gradio", "app", "app_adapters", "app_parts"}, path
 
 
 def test_nothing_needs_torchvision():

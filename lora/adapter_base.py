@@ -1,0 +1,63 @@
+"""The base that is adapted, and the adapter on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.training_utils import cast_training_params
+from peft import LoraConfig
+
+from .config import TARGETS, AdapterConfig
+
+ADAPTER = "default"  # name inside the denoiser; what users call it stands in the file
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def load_base(model: str) -> Any:
+    """The pipeline to adapt, in full precision.
+
+    Raises
+    ------
+    ValueError
+        It is no Stable Diffusion 1.x/2.x.
+    """
+    from pipeline import pipeline as ours
+
+    if model == "pipeline" and not Path(model).is_dir():
+        model = str(Path(ours.__file__).parent)
+    try:
+        pipe = ours.SyntheticDicomPipeline.from_pretrained(model, safety_checker=None)
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        name = Path(model).name if Path(model).exists() else model
+        raise ValueError(f"`model` is {name!r}, which cannot be loaded: {' '.join(str(error).split())}") from error
+    unet, channels = pipe.unet, pipe.vae.config.latent_channels
+    if (
+        not isinstance(unet, UNet2DConditionModel)
+        or not unet.config.in_channels == unet.config.out_channels == channels
+    ):
+        raise ValueError(
+            f"`model` has a denoiser of {unet.config.in_channels} to {unet.config.out_channels} channels and an "
+            f"autoencoder of {channels}; allowed is a text-to-image Stable Diffusion 1.x/2.x, where all are equal"
+        )
+    return pipe
+
+
+def add_lora(unet: Any, config: AdapterConfig, dtype: torch.dtype) -> list[torch.nn.Parameter]:
+    """Freeze the denoiser in `dtype` and add a trainable adapter in float32; returns the adapter's parameters."""
+    # channels_last: convolutions on a CPU are faster so.
+    unet.requires_grad_(False).to(dtype=dtype, memory_format=torch.channels_last)
+    torch.manual_seed(config.seed)
+    lora = LoraConfig(
+        r=config.rank,
+        lora_alpha=config.scale,  # type: ignore[arg-type]
+        target_modules=list(TARGETS[config.target]),
+        init_lora_weights="gaussian",
+    )
+    unet.add_adapter(lora, adapter_name=ADAPTER)
+    cast_training_params(unet)
+    if config.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    return [parameter for parameter in unet.parameters() if parameter.requires_grad]

@@ -1,0 +1,100 @@
+"""The card (README.md) of an adapter: every number comes from its `training.json`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from huggingface_hub import ModelCardData
+
+from .run_folder import WEIGHTS
+
+
+def front_matter(record: dict[str, Any]) -> str:
+    """The YAML block that the Hub reads."""
+    prompt = record["samples"]["prompts"][0]
+    data = ModelCardData(
+        base_model=record["base"]["name"],
+        base_model_relation="adapter",
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        license="other",
+        tags=["text-to-image", "diffusers", "lora", "template:diffusion-lora", "medical", "synthetic"],
+        instance_prompt=prompt,
+        widget=[{"text": prompt, "output": {"url": "samples/after.png"}}],
+    )
+    return f"---\n{data.to_yaml()}\n---\n"
+
+
+def render_card(record: dict[str, Any]) -> str:
+    """The whole card."""
+    data, verdict, samples, copies = record["data"], record["verdict"], record["samples"], record["copies"]
+    people = f"{data['people']} people" if data["people_known"] else f"{data['people']} files (people not known)"
+    licences = ", ".join(data["licences"]) or "not stated; whoever shares this adapter must know them"
+    modality = record["modality"]
+    called = f"modality={modality!r}, " if modality else ""
+    lines = [
+        front_matter(record),
+        f"# {record['name']}",
+        "",
+        f"An adapter (LoRA, rank {record['config']['rank']}, {record['bytes'] / 1e6:.2f} MB) of the base "
+        f"`{record['base']['name']}`" + (f" for {modality} images." if modality else "."),
+        "Its images are **synthetic**. They are for research and teaching, never for diagnosis.",
+        "",
+        "```python",
+        f'pipe.load_lora_weights("PATH_OR_HUB_ID", weight_name="{WEIGHTS}", adapter_name={record["name"]!r})',
+        f"pipe({samples['prompts'][0]!r}, {called}seed={samples['seeds'][0]})",
+        "```",
+        "",
+        "## Did it help?",
+        "",
+        verdict["sentence"],
+        "The images that this was measured on are of people that it was not trained on, but they also chose the step "
+        "that was kept; a set that had no part in it is the stricter test."
+        if data["validation_images"]
+        else "No images were held out.",
+        "",
+        "| before (bare base) | after |",
+        "|---|---|",
+        "| ![before](samples/before.png) | ![after](samples/after.png) |",
+        "",
+        f"Prompts and seeds are in `training.json`; {samples['num_inference_steps']} steps, guidance "
+        f"{samples['guidance_scale']}.",
+        "",
+        "## Data",
+        "",
+        f"- {data['images']} images of {people}: {data['training_images']} to train on, "
+        f"{data['validation_images']} held out; {data['unreadable']} files could not be read",
+        f"- licences: {licences}",
+        "",
+        "## Training",
+        "",
+        f"- {record['steps']} steps, {record['images_seen']} images seen; kept are the weights of step "
+        f"{record['kept_step']}; ended because: {record['stop_reason']}",
+        _losses(record["losses"]),
+        f"- copies of training images among {copies['samples']} samples of the kept step: {copies['kept']} "
+        f"(bare base: {copies['bare_base']})",
+        f"- {record['seconds']} seconds on {record['hardware']['gpu'] or record['hardware']['device']}, "
+        f"mixed precision: {record['hardware']['precision']}; {_memory(record['peak_memory'])}",
+        f"- base model hash: `{record['base']['model_sha256']}`",
+        "",
+        "## Limits",
+        "",
+        "An adapter learns what its images share, their flaws and their bias too. The check for copies looks at few "
+        "samples and finds only near copies: it is no proof of privacy.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _losses(losses: dict[str, Any]) -> str:
+    parts = [
+        f"{name} loss {ends['first']:.4f} at first, {ends['best']:.4f} at best, {ends['last']:.4f} at last"
+        for name, ends in losses.items()
+        if ends
+    ]
+    return "- " + "; ".join(parts)
+
+
+def _memory(peaks: dict[str, int]) -> str:
+    parts = [f"{value / 1e9:.1f} GB of {'memory' if name == 'main' else 'GPU memory'}" for name, value in peaks.items()]
+    return "at most " + " and ".join(parts) if parts else "memory not measured"

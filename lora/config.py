@@ -1,0 +1,178 @@
+"""The settings of an adapter's training, each with its help text, and command line options made from them."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+TARGETS: dict[str, tuple[str, ...]] = {
+    "attention": ("to_q", "to_k", "to_v", "to_out.0"),
+    "all": (
+        *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
+        *("conv_in", "conv1", "conv2", "conv_shortcut", "time_emb_proj", "conv", "conv_out"),
+    ),
+}
+PRECISIONS = ("no", "bf16", "fp16")
+CONTRASTS = ("none", "stretch")
+
+
+def _option(help_text: str, default: Any = dataclasses.MISSING, **more: Any) -> Any:
+    return field(default=default, metadata={"help": help_text, **more})
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """Everything that decides how an adapter comes out; each field is a command line option.
+
+    The defaults suit a hundred images of one kind, two cores and the embedded base: some fifteen minutes, under 4 GB.
+    """
+
+    data: tuple[str, ...] = _option(
+        "folders of DICOM files or pictures, imagefolders (metadata.csv), saved data sets, or ORG/NAME on the Hub"
+    )
+    out: Path = _option("folder of the adapter, such as lora/brain-mri; its last part is the adapter's name")
+    model: str = _option("base to adapt: a folder or Hub id, embedded or any Stable Diffusion 1.x/2.x", "pipeline")
+    modality: str | None = _option("what the adapter is for, such as brain-mri; guessed from the captions", None)
+    rank: int = _option("rank of the low-rank matrices: size and freedom of the adapter", 8)
+    alpha: float | None = _option("scale of the adapter, over the rank; by default the rank, so that it is 1", None)
+    target: str = _option(
+        "layers that are adapted: attention alone (smaller), or also convolutions and feed-forward layers",
+        "all",
+        choices=tuple(TARGETS),
+    )
+    learning_rate: float = _option("peak learning rate", 1e-3)
+    steps: int = _option("optimizer steps at most; training may stop early", 1500)
+    batch: int = _option("images a step, over all processes", 8)
+    accumulate: int = _option("batches that are summed up to one step", 1)
+    gradient_checkpointing: bool = _option("compute activations twice to save memory", False)
+    mixed_precision: str | None = _option("by default bf16 where the device has it, else no", None, choices=PRECISIONS)
+    ema_decay: float = _option("decay of the moving average of the weights, which is what is kept", 0.99)
+    caption_drop: float = _option("share of images shown without caption, for classifier-free guidance", 0.1)
+    caption_variants: int = _option("wordings of each caption, kept in memory", 6)
+    validate_every: int = _option("steps between validations, each with a sample sheet", 150)
+    patience: int = _option("stop when so many validations in a row did not improve", 4)
+    sample_prompts: tuple[str, ...] = _option("prompts of the sample sheets; by default captions of the data", ())
+    sample_count: int = _option("images on a sample sheet", 8)
+    validation_share: float = _option("share of images held out, people whole", 0.2)
+    contrast: str = _option("stretch: each image's range to black and white", "none", choices=CONTRASTS)
+    default_caption: str | None = _option("caption of pictures that have none", None)
+    frames_per_file: int = _option("frames taken of a multi-frame file, evenly spread", 8)
+    image_column: str = _option("column of the images in a data set", "image")
+    caption_column: str = _option("column of the captions", "text")
+    group_column: str | None = _option("column of the person or group; by default group_id or patient_id", None)
+    most: int | None = _option("use at most so many images, drawn at random", None)
+    seed: int = _option("seed of all random draws", 0)
+    show_names: bool = _option("print names of unreadable files; they may hold patients' names", False)
+    save_every: int = _option("steps between checkpoints", 50)
+    verdict_count: int = _option("images drawn before and after for the verdict; 0 leaves the KID out", 50)
+    cpu: bool = _option("use the CPU even where there is a GPU", False)
+    overwrite: bool = _option("replace a finished adapter, or a checkpoint of other settings", False)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work, before anything is read."""
+        if not self.data:
+            raise ValueError("`data` is empty; give at least one folder or data set")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", self.out.resolve().name):
+            raise ValueError(
+                f"`out` ends in {self.out.resolve().name!r}, which names the adapter; allowed are up to 64 letters, "
+                "digits, hyphens and underscores"
+            )
+        if self.modality is not None and not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", self.modality):
+            raise ValueError(f"`modality` is {self.modality!r}; allowed are small letters, digits and hyphens")
+        for name, allowed in (("target", tuple(TARGETS)), ("mixed_precision", PRECISIONS), ("contrast", CONTRASTS)):
+            value = getattr(self, name)
+            if value not in allowed and (name != "mixed_precision" or value is not None):
+                raise ValueError(f"`{name}` is {value!r}; allowed are {', '.join(map(repr, allowed))}")
+        for name in ("rank", "steps", "batch", "accumulate", "caption_variants", "validate_every", "patience"):
+            self._at_least(name, 1)
+        for name in ("sample_count", "frames_per_file", "save_every"):
+            self._at_least(name, 1)
+        for name in ("seed", "verdict_count"):
+            self._at_least(name, 0)
+        if self.most is not None:
+            self._at_least("most", 2)
+        for name, low, high in (("caption_drop", 0, 1), ("ema_decay", 0, 1), ("validation_share", 0, 1)):
+            if not low <= getattr(self, name) < high:
+                raise ValueError(f"`{name}` is {getattr(self, name)!r}; allowed is from {low} to below {high}")
+        for name in ("learning_rate", "alpha"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ValueError(f"`{name}` is {value!r}; allowed is a number above 0")
+        for source in self.data:
+            if Path(source).is_dir() and self.out.resolve().is_relative_to(Path(source).resolve()):
+                raise ValueError(
+                    f"`out` is {str(self.out)!r}, inside a folder of `data`, where its samples would be read as data"
+                )
+
+    def _at_least(self, name: str, low: int) -> None:
+        if getattr(self, name) < low:
+            raise ValueError(f"`{name}` is {getattr(self, name)!r}; allowed is a whole number of at least {low}")
+
+    @property
+    def name(self) -> str:
+        """Name of the adapter."""
+        return self.out.resolve().name
+
+    @property
+    def scale(self) -> float:
+        """LoRA's alpha, a whole number where it is one."""
+        alpha = self.rank if self.alpha is None else self.alpha
+        return int(alpha) if alpha == int(alpha) else alpha
+
+    def public(self) -> dict[str, Any]:
+        """The settings without the paths: what may be written down."""
+        hidden = ("data", "out", "model", "overwrite", "show_names", "cpu", "save_every")
+        settings = {key: value for key, value in dataclasses.asdict(self).items() if key not in hidden}
+        return settings | {"alpha": self.scale, "sample_prompts": list(self.sample_prompts)}
+
+
+def add_options(parser: argparse.ArgumentParser, settings: type[Any]) -> None:
+    """Add an option for each field of a dataclass: type and default are the field's, the help is in its metadata.
+
+    Knows str, int, float, Path and bool, these or None, and tuples of them.
+    """
+    hints = typing.get_type_hints(settings)
+    for item in dataclasses.fields(settings):
+        kind = hints[item.name]
+        required = item.default is dataclasses.MISSING
+        options: dict[str, Any] = {"required": required, "help": item.metadata["help"]}
+        if not required:
+            options["default"] = item.default
+            if item.default not in (None, (), False):
+                options["help"] += " (default: %(default)s)"
+        if isinstance(kind, types.UnionType):
+            kind = next(part for part in typing.get_args(kind) if part is not type(None))
+        if typing.get_origin(kind) is tuple:
+            kind, options["nargs"] = typing.get_args(kind)[0], "+"
+        if kind is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        else:
+            options["type"] = kind
+            options["metavar"] = item.name.rpartition("_")[2].upper()
+        if "choices" in item.metadata:
+            options["choices"] = item.metadata["choices"]
+            del options["metavar"]
+        parser.add_argument(f"--{item.name.replace('_', '-')}", **options)
+
+
+def parse_config(arguments: list[str] | None, description: str) -> AdapterConfig:
+    """Read the command line.
+
+    Raises
+    ------
+    ValueError
+        A value is out of its range. (What argparse itself refuses ends the program with status 2.)
+    """
+    parser = argparse.ArgumentParser("python -m lora.train", description=description)
+    add_options(parser, AdapterConfig)
+    options: dict[str, Any] = vars(parser.parse_args(arguments))
+    for key, value in options.items():
+        if isinstance(value, list):  # as argparse gives several values
+            options[key] = tuple(value)
+    return AdapterConfig(**options)

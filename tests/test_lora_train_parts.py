@@ -1,0 +1,153 @@
+"""The parts of an adapter's training: options, objectives, the check for copies, when to stop, the verdict."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from PIL import Image
+
+from lora.adapter_record import guess_modality
+from lora.config import AdapterConfig, add_options, parse_config
+from lora.data import TrainingData, read_training_data
+from lora.encoding import choose_prompts
+from lora.objective import Objective, learning_rate_at
+from lora.samples import CopyCheck, write_sheet
+from lora.trainer import AdapterTrainer
+from lora.verdict import paired_difference
+
+from .test_lora_train import CAPTIONS, make_folder
+from .tiny import tiny_pipeline
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("data") / "pictures")
+
+
+def test_every_setting_is_an_option_with_help():
+    parser = argparse.ArgumentParser()
+    add_options(parser, AdapterConfig)
+    assert {action.dest for action in parser._actions if action.help} >= {
+        f.name for f in dataclasses.fields(AdapterConfig)
+    }
+    config = parse_config(["--data", "a", "b", "--out", "lora/x", "--rank", "4", "--sample-prompts", "one", "two"], "")
+    assert config.data == ("a", "b") and config.rank == 4 and config.sample_prompts == ("one", "two")
+    assert config == dataclasses.replace(
+        AdapterConfig(("a", "b"), Path("lora/x")), rank=4, sample_prompts=("one", "two")
+    )
+    assert "data" not in config.public() and "out" not in config.public() and "model" not in config.public()
+
+
+def test_objectives_predict_what_the_scheduler_asks_for():
+    torch.manual_seed(0)
+    clean, noise, position = torch.randn(6, 4, 8, 8), torch.randn(6, 4, 8, 8), torch.linspace(0.01, 0.99, 6)
+    flow = Objective.of(tiny_pipeline().scheduler, 32)
+    noisy, timesteps, target = flow.corrupt(clean, noise, position)
+    sigma = (timesteps / 1000).view(-1, 1, 1, 1)
+    assert torch.allclose(noisy - sigma * target, clean, atol=1e-5) and (timesteps.diff() > 0).all()
+    middle = Objective.of(tiny_pipeline().scheduler, 16).corrupt(clean, noise, torch.full((6,), 0.5))[1]
+    assert torch.allclose(middle, torch.full((6,), 500.0))  # logit-normal: half of the levels below a half
+    for kind in ("epsilon", "v_prediction", "sample"):
+        scheduler = DDPMScheduler(prediction_type=kind, beta_schedule="scaled_linear", clip_sample=False)
+        noisy, timesteps, target = Objective.of(scheduler, 32).corrupt(clean, noise, position)
+        for i, t in enumerate(timesteps):  # the scheduler finds the clean image from a perfect prediction
+            found = scheduler.step(target[i : i + 1], t, noisy[i : i + 1]).pred_original_sample
+            assert torch.allclose(found, clean[i : i + 1], atol=2e-2)
+    with pytest.raises(ValueError, match="prediction_type"):
+        Objective.of(type("Odd", (), {"config": {"prediction_type": "score"}}), 32)
+
+
+def test_learning_rate_rises_holds_and_falls():
+    rates = [learning_rate_at(step, 1000, 1.0) for step in range(1000)]
+    assert rates[0] == 1 / 50 and rates[50] == rates[700] == 1.0 and 0 < rates[-1] < 0.02
+    assert all(0 < learning_rate_at(step, 2, 1.0) <= 1 for step in range(2))
+
+
+def test_copies_of_training_images_are_found():
+    torch.manual_seed(0)
+    latents, groups = torch.randn(40, 4, 16, 16), np.repeat(np.arange(20), 2)
+    validation = groups >= 15
+    check = CopyCheck(latents, groups, validation)
+    new = torch.randn(5, 4, 16, 16)
+    copies = latents[:5] + 0.1 * torch.randn(5, 4, 16, 16)
+    assert check.count(torch.cat([new, copies])) == 5
+    alone = CopyCheck(latents, groups, np.zeros(40, bool))
+    assert alone.count(torch.cat([new, copies])) == 5
+    # Near twins of the same person do not lower the bar to nothing.
+    twins = latents.clone()
+    twins[1::2] = twins[::2] + 0.001
+    assert CopyCheck(twins, groups, np.zeros(40, bool)).count(torch.cat([new, twins[:5]])) == 5
+    assert CopyCheck(latents, np.zeros(40, int), np.zeros(40, bool)).count(copies) == 5
+
+
+def history(*losses: float, copies: dict[int, int] | None = None) -> list[dict[str, Any]]:
+    found = copies or {}
+    return [{"step": i, "validation_loss": v, "copies": found.get(i, 0), "samples": 8} for i, v in enumerate(losses)]
+
+
+@pytest.mark.parametrize(
+    ("past", "kept", "reason"),
+    [
+        (history(1.0), None, None),
+        (history(1.0, 0.9, 0.8), 2, None),
+        (history(1.0, 0.9, 0.8, 0.85, 0.81), 2, "validation loss no longer falls"),
+        (history(1.0, 1.1, 1.2, 1.3), 1, "validation loss no longer falls"),
+        (history(1.0, 0.9, 0.8, copies={2: 3}), 1, "samples copy training images"),
+        (history(1.0, 0.9, 0.8, copies={2: 2}), 2, None),
+        (history(1.0, 0.9, 0.8, copies={0: 4, 1: 4, 2: 4}), 2, None),  # the bare base makes as many
+        (history(1.0, 0.9, copies={1: 8}), None, "samples copy training images"),
+    ],
+)
+def test_when_to_stop_and_what_to_keep(past, kept, reason):
+    trainer = object.__new__(AdapterTrainer)
+    trainer.config = AdapterConfig(("x",), Path("x"), patience=2, steps=100)
+    trainer.history, trainer.step = past, len(past)
+    best = trainer.best_record()
+    assert (None if best is None else best["step"]) == kept
+    assert trainer.stop_reason() == reason
+
+
+def test_difference_is_taken_by_person():
+    rng = np.random.default_rng(0)
+    before, people = rng.random(40) + 1, np.arange(40)
+    helped = paired_difference(before, before - 0.1 + 0.02 * rng.standard_normal(40), people)
+    assert helped["low"] < helped["difference"] < helped["high"] < 0
+    nothing = paired_difference(before, before + 0.1 * rng.standard_normal(40), people)
+    assert nothing["low"] < 0 < nothing["high"]
+    # Forty images of two people say less than forty people.
+    two = paired_difference(before, before - 0.1 + np.where(people < 20, 0.2, -0.1), people // 20)
+    assert two["low"] < 0 < two["high"]
+
+
+def test_prompts_shared_by_most_people_come_first(data):
+    read = read_training_data([data], size=64)
+    prompts = choose_prompts(read, 5)
+    assert prompts == [CAPTIONS[0], CAPTIONS[1]] and len(choose_prompts(read, 1)) == 1
+
+
+def test_modality_is_guessed_from_the_captions(data):
+    read = read_training_data([data], size=64)
+
+    def of(*captions: str) -> str | None:
+        changed: TrainingData = dataclasses.replace(read, captions=captions * (len(read) // len(captions)))
+        return guess_modality(changed)
+
+    assert guess_modality(read) == "chest-xray"
+    assert of("chest CT, lung window", "head CT") == "ct"
+    assert of("fluorescence microscopy, nuclei", "histology, nuclei, H&E") == "nuclei"
+    assert of("chest X-ray", "brain MRI") is None and of("a thing") is None
+
+
+def test_sheet_says_synthetic_and_leaves_no_part(tmp_path):
+    images = np.full((5, 64, 64, 3), 128, np.uint8)
+    write_sheet(images, tmp_path / "sheets" / "one.png")
+    sheet = np.asarray(Image.open(tmp_path / "sheets" / "one.png"))
+    assert sheet.shape == (128, 256, 3) and sheet[:64, :64].max() > 200 and sheet[:64, :64].min() < 50
+    assert [path.name for path in (tmp_path / "sheets").iterdir()] == ["one.png"]
