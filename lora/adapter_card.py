@@ -8,6 +8,8 @@ from huggingface_hub import ModelCardData
 
 from .run_folder import WEIGHTS
 
+PLACE = "PATH_OR_HUB_ID"  # a push puts the repository's name here
+
 
 def front_matter(record: dict[str, Any]) -> str:
     """The YAML block that the Hub reads."""
@@ -41,7 +43,7 @@ def render_card(record: dict[str, Any]) -> str:
         "Its images are **synthetic**. They are for research and teaching, never for diagnosis.",
         "",
         "```python",
-        f'pipe.load_lora_weights("PATH_OR_HUB_ID", weight_name="{WEIGHTS}", adapter_name={record["name"]!r})',
+        f'pipe.load_lora_weights("{PLACE}", weight_name="{WEIGHTS}", adapter_name={record["name"]!r})',
         f"pipe({samples['prompts'][0]!r}, {called}seed={samples['seeds'][0]})",
         "```",
         "",

@@ -73,6 +73,8 @@ class AdapterConfig:
     verdict_count: int = _option("images drawn before and after for the verdict; 0 leaves the KID out", 50)
     cpu: bool = _option("use the CPU even where there is a GPU", False)
     overwrite: bool = _option("replace a finished adapter, or a checkpoint of other settings", False)
+    push_to_hub: str | None = _option("push the finished adapter to this Hub repository, ORG/NAME", None)
+    private: bool | None = _option("make that repository private, or public; by default as the account's are", None)
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, before anything is read."""
@@ -104,6 +106,12 @@ class AdapterConfig:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise ValueError(f"`{name}` is {value!r}; allowed is a number above 0")
+        if self.push_to_hub is not None and not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", self.push_to_hub):
+            raise ValueError(
+                f"`push_to_hub` is {self.push_to_hub!r}; allowed is the name of a Hub repository, ORG/NAME"
+            )
+        if self.private is not None and self.push_to_hub is None:
+            raise ValueError(f"`private` is {self.private}, but `push_to_hub` names no repository")
         for source in self.data:
             if Path(source).is_dir() and self.out.resolve().is_relative_to(Path(source).resolve()):
                 raise ValueError(
@@ -127,7 +135,7 @@ class AdapterConfig:
 
     def public(self) -> dict[str, Any]:
         """The settings without the paths: what may be written down."""
-        hidden = ("data", "out", "model", "overwrite", "show_names", "cpu", "save_every")
+        hidden = ("data", "out", "model", "overwrite", "show_names", "cpu", "save_every", "push_to_hub", "private")
         settings = {key: value for key, value in dataclasses.asdict(self).items() if key not in hidden}
         return settings | {"alpha": self.scale, "sample_prompts": list(self.sample_prompts)}
 

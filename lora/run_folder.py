@@ -75,6 +75,11 @@ class RunFolder:
         write_text(path, json.dumps(wanted, indent=1))
 
     @property
+    def finished(self) -> bool:
+        """Whether a whole adapter lies here."""
+        return (self.out / WEIGHTS).is_file() and not self.checkpoint.is_dir()
+
+    @property
     def has_checkpoint(self) -> bool:
         """Whether there is something to go on from."""
         return self.stem.with_name(self.stem.name + ".safetensors").is_file()

@@ -2,8 +2,10 @@
 
     python -m lora.train --data FOLDER --out lora/NAME
     accelerate launch -m lora.train --data FOLDER --out lora/NAME       # several GPUs
+    python -m lora.train --data FOLDER --out lora/NAME --push-to-hub ORG/NAME
 
-Can be killed at any moment and run again with the same command: the adapter comes out the same, bit for bit.
+Can be killed at any moment and run again with the same command: the adapter comes out the same, bit for bit. Nothing
+is pushed unless `--push-to-hub` asks for it; a finished adapter is pushed as it is, without being trained again.
 """
 
 from __future__ import annotations
@@ -16,9 +18,11 @@ from typing import Any
 
 from accelerate import Accelerator, PartialState
 from diffusers.utils import logging as diffusers_logging
+from huggingface_hub import get_token
 from transformers.utils import logging as transformers_logging
 
 from .adapter_base import load_base
+from .adapter_push import PushError, push_adapter
 from .adapter_record import finish, guess_modality
 from .config import AdapterConfig, parse_config
 from .data import TrainingData, read_training_data
@@ -126,13 +130,36 @@ def _silent(words: str) -> None:
     """Only one process speaks."""
 
 
+def train_and_push(config: AdapterConfig, *, say: Callable[[str], None] = print) -> None:
+    """Train an adapter, or take the finished one where it is only to be pushed; push it if that is asked for.
+
+    Raises
+    ------
+    ValueError
+        As `train_adapter`, or there is nobody to push as; before any work.
+    PushError
+        The adapter did not reach the Hub; it is whole on disk.
+    """
+    if config.push_to_hub and not get_token():
+        raise ValueError(f"`push_to_hub` is {config.push_to_hub!r}, but no token is there; run `hf auth login` first")
+    if config.push_to_hub and RunFolder(config).finished and not config.overwrite:
+        say(f"{config.out} is a finished adapter and is pushed as it is; --overwrite trains it again")
+    else:
+        train_adapter(config, say=say)
+    if config.push_to_hub and os.environ.get("RANK", "0") == "0":
+        say(f"pushed to {push_adapter(config.out, config.push_to_hub, private=config.private, base=config.model)}")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Train; returns the exit status."""
     for library in (diffusers_logging, transformers_logging):
         library.disable_progress_bar()
         library.set_verbosity_error()
     try:
-        train_adapter(parse_config(arguments, (__doc__ or "").splitlines()[0]))
+        train_and_push(parse_config(arguments, (__doc__ or "").splitlines()[0]))
+    except PushError as error:
+        print(f"error: {error}; the same command, without --overwrite, only pushes it", file=sys.stderr)
+        return 1
     except (ValueError, OSError) as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

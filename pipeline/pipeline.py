@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import platform
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
@@ -44,6 +43,7 @@ from .dicom_profiles import DicomProfile, choose_profile, modality_of
 from .dicom_prompt import parse_prompt  # noqa: F401
 from .dicom_provenance import Recipe
 from .dicom_windows import HounsfieldWindow  # noqa: F401
+from .pipeline_saving import SavingMixin
 
 OUTPUT_TYPES = ("dicom", "pil", "np", "pt", "latent")
 MAX_SEED = 2**63 - 1
@@ -75,7 +75,7 @@ class SyntheticDicomPipelineOutput(BaseOutput):
         return [recipe.seed for recipe in self.recipes]
 
 
-class SyntheticDicomPipeline(AdapterMixin, StableDiffusionPipeline):
+class SyntheticDicomPipeline(SavingMixin, AdapterMixin, StableDiffusionPipeline):
     """Text-to-image and image-to-image generation of synthetic medical images, as DICOM.
 
     Parameters
@@ -118,36 +118,7 @@ class SyntheticDicomPipeline(AdapterMixin, StableDiffusionPipeline):
         self._model_hash: tuple[tuple[Any, ...], str] | None = None
         self._start_adapters()
 
-    # ---- loading and saving -------------------------------------------------------------------------------------
-
-    @classmethod
-    def _dict_from_json_file(cls, json_file: str | os.PathLike[str]) -> dict[str, Any]:
-        """Read a `model_index.json`; its `["pipeline", name]` needs no code to be fetched when the class is at hand."""
-        index = super()._dict_from_json_file(json_file)
-        if isinstance(index.get("_class_name"), list):
-            index["_class_name"] = index["_class_name"][-1]
-        return index
-
-    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """Save as diffusers does, and make the folder load elsewhere: index and code files go with it."""
-        if self._layers():
-            raise ValueError(
-                "adapters are loaded, and a saved model cannot hold them; call `unload_lora_weights()` first, and "
-                "`fuse_lora()` before that to make them part of the model"
-            )
-        super().save_pretrained(save_directory, *args, **kwargs)
-        folder = Path(save_directory)
-        for source in sorted(Path(__file__).parent.glob("*.py")):
-            ours = source.stem.startswith(("adapter_", "dicom_")) or source.stem in ("pipeline", "__init__", "__main__")
-            if ours and source.resolve().parent != folder.resolve():
-                shutil.copyfile(source, folder / source.name)
-        path = folder / "model_index.json"
-        index = json.loads(path.read_text(encoding="utf-8"))
-        index["_class_name"] = ["pipeline", "SyntheticDicomPipeline"]
-        index.pop("_name_or_path", None)
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-        part.replace(path)
+    # ---- what the model is ----------------------------------------------------------------------------------------
 
     @property
     def model_name(self) -> str:

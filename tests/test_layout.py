@@ -46,7 +46,8 @@ def test_dicom_modules_import_no_torch():
 
 def test_every_sibling_is_imported_directly_in_pipeline():
     """diffusers copies only these; and it finds them by a regular expression."""
-    siblings = {f".{p.stem}" for kind in ("adapter", "dicom") for p in (ROOT / "pipeline").glob(f"{kind}_*.py")}
+    kinds = ("adapter", "dicom", "pipeline")
+    siblings = {f".{p.stem}" for kind in kinds for p in (ROOT / "pipeline").glob(f"{kind}_*.py")}
     assert len(siblings) + 3 == len(list((ROOT / "pipeline").glob("*.py")))  # others would not be saved with the model
     assert siblings <= imported(ROOT / "pipeline" / "pipeline.py")
 
