@@ -105,8 +105,8 @@ class Adapters:
     def automatic(self, prompt: str, modality: str | None) -> str | None:
         """Give the shipped adapter for what is asked for; None where there is none, or no telling which of several.
 
-        Of several, the one wins whose name says more than the modality and all of it in the prompt
-        (covid-chest-xray), then the one that bears the modality's name.
+        The one whose name says more than the modality and all of it in the prompt (covid-chest-xray) goes before the
+        one that bears the modality's name. What says more than was asked for is never taken.
         """
         profile = choose_profile(prompt, modality)
         asked, said = modality_of(profile), set(re.findall(r"[^\W_]+", prompt.lower()))
@@ -114,7 +114,8 @@ class Adapters:
         extra = {name: set(name.lower().split("-")) - set(asked.split("-")) for name in fitting}
         told = [name for name in fitting if extra[name] and extra[name] <= said]
         named = [name for name in fitting if name == asked]
-        return next((names[0] for names in (told, named, fitting) if len(names) == 1), None)
+        general = [name for name in fitting if not extra[name]]
+        return next((names[0] for names in (told, named, general) if len(names) == 1), None)
 
     def _own(self, hub_id: str, file: str | None, strength: float) -> Choice:
         if bool(hub_id) == bool(file):

@@ -12,10 +12,8 @@ are too narrow.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,14 +31,11 @@ from .features import NETWORK_SIZE, extract_features
 from .fidelity import DRAWS, MINIMUM_COUNT, Distance, kernel_distance
 from .images import SIZE, count_by, generate, load_pipeline, spread
 from .judge import (
-    COPIES,
-    DECAY,
     JUDGE_SIZE,
     MODALITY_ROWS,
     TASKS,
     Judge,
-    augment,
-    fit_linear,
+    fit_judge,
     kind_of,
     score,
     wilson_interval,
@@ -134,28 +129,12 @@ def train_judge(data: str | Path, *, seed: int = 0, cache: str | Path | None = N
         for pack, size in count_by(rows, "pack").items():
             chosen.setdefault(name, []).extend(spread(rows, "pack", {pack: 1}, min(size, MODALITY_ROWS), seed))
     used = [(row["pack"], row["file_name"]) for rows in chosen.values() for row in rows]
-    recipe: list[Any] = [CLASSES, CONTRAST, seed, COPIES, JUDGE_SIZE, DECAY, used]
-    key = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
-    stored = Path(cache) / f"judge-adapters-{key}.npz" if cache else None
-    if stored and stored.is_file():
-        with np.load(stored) as arrays:
-            return Judge("adapters", CLASSES, arrays["weight"], arrays["bias"])
-    features, labels = [], []
-    for name, rows in chosen.items():
-        images = real_images(name, rows)
-        answers = [CLASSES.index(class_of(row)) for row in rows]
-        for copy in range(COPIES + 1):
-            some = images if copy == 0 else augment(images, seed * COPIES + copy - 1)
-            words = f"judge, {name}, features {copy + 1} of {COPIES + 1}"
-            features.append(extract_features(some, size=JUDGE_SIZE, description=words))
-            labels += answers
-    weight, bias = fit_linear(np.concatenate(features), np.array(labels), len(CLASSES))
-    if stored:
-        stored.parent.mkdir(parents=True, exist_ok=True)
-        part = stored.with_suffix(".part.npz")
-        np.savez(part, weight=weight, bias=bias)
-        part.replace(stored)
-    return Judge("adapters", CLASSES, weight, bias)
+
+    def parts() -> Iterator[tuple[np.ndarray, list[int]]]:
+        for name, rows in chosen.items():
+            yield real_images(name, rows), [CLASSES.index(class_of(row)) for row in rows]
+
+    return fit_judge("adapters", CLASSES, parts(), [CONTRAST, used], seed=seed, cache=cache)
 
 
 def recognised(name: str, predicted: np.ndarray) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -119,11 +118,10 @@ def to_uint8(pixels: np.ndarray) -> np.ndarray:
 
 
 def load_pipeline(model: str | Path) -> Any:
-    """Load the pipeline from a folder or a Hub id, on the GPU where there is one."""
-    from pipeline.pipeline import SyntheticDicomPipeline
+    """Load the pipeline from a folder or a Hub id, on the best device there is."""
+    from pipeline.pipeline import SyntheticDicomPipeline, best_device
 
-    pipe = SyntheticDicomPipeline.from_pretrained(str(model))
-    return pipe.to("cuda") if torch.cuda.is_available() else pipe
+    return SyntheticDicomPipeline.from_pretrained(str(model)).to(best_device())
 
 
 def generate(

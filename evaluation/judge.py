@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -169,20 +169,55 @@ def train_judge(task: str, data: str | Path, *, seed: int = 0, cache: str | Path
         sizes = count_by(rows, "pack")
         rows = [row for pack in sizes for row in spread(rows, "pack", {pack: 1}, min(sizes[pack], MODALITY_ROWS), seed)]
     classes = tuple(TASKS[task].shares)
-    recipe: list[Any] = [task, seed, COPIES, JUDGE_SIZE, DECAY, [(row["pack"], row["file_name"]) for row in rows]]
-    key = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
+    labels = [classes.index(row["answer"]) for row in rows]
+    recipe = [task, seed, [(row["pack"], row["file_name"]) for row in rows]]
+
+    def parts() -> Iterator[tuple[np.ndarray, list[int]]]:
+        yield load_images(rows, SIZE, Path(cache) if cache else None), labels
+
+    return fit_judge(task, classes, parts(), recipe, seed=seed, cache=cache)
+
+
+def fit_judge(
+    task: str,
+    classes: tuple[str, ...],
+    parts: Iterable[tuple[np.ndarray, list[int]]],
+    recipe: list[Any],
+    *,
+    seed: int = 0,
+    cache: str | Path | None = None,
+) -> Judge:
+    """Fit a judge on real images and augmented copies of them, or take it from `cache`.
+
+    Parameters
+    ----------
+    task
+        Name of the judge.
+    classes
+        What it may answer.
+    parts
+        Images, uint8 (N, H, W, 3), with their index into `classes`; not read where the judge is cached.
+    recipe
+        All that decides which images these are, as JSON values.
+    seed
+        Of the augmentations.
+    cache
+        Folder of trained judges.
+    """
+    text = json.dumps([recipe, classes, seed, COPIES, JUDGE_SIZE, DECAY])
+    key = hashlib.sha256(text.encode()).hexdigest()[:16]
     stored = Path(cache) / f"judge-{task}-{key}.npz" if cache else None
     if stored and stored.is_file():
         with np.load(stored) as arrays:
             return Judge(task, classes, arrays["weight"], arrays["bias"])
-    images = load_images(rows, SIZE, Path(cache) if cache else None)
-    copies = [images, *(augment(images, seed * COPIES + copy) for copy in range(COPIES))]
-    features = [
-        extract_features(some, size=JUDGE_SIZE, description=f"{task} judge, features {n + 1} of {len(copies)}")
-        for n, some in enumerate(copies)
-    ]
-    labels = np.array([classes.index(row["answer"]) for row in rows])
-    weight, bias = fit_linear(np.concatenate(features), np.tile(labels, len(copies)), len(classes))
+    features, labels = [], []
+    for images, answers in parts:
+        for copy in range(COPIES + 1):
+            some = images if copy == 0 else augment(images, seed * COPIES + copy - 1)
+            words = f"{task} judge, features {copy + 1} of {COPIES + 1}"
+            features.append(extract_features(some, size=JUDGE_SIZE, description=words))
+            labels += answers
+    weight, bias = fit_linear(np.concatenate(features), np.array(labels), len(classes))
     if stored:
         stored.parent.mkdir(parents=True, exist_ok=True)
         part = stored.with_suffix(".part.npz")

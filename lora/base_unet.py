@@ -23,6 +23,7 @@ from .base_autoencoder import encode_moments, to_tensor
 from .base_text import HIDDEN, tokenize
 from .captions import vary_caption
 from .checkpoint import load_checkpoint, log_line, save_checkpoint
+from .objective import Objective
 from .precision import autocast
 
 CONFIG = {
@@ -39,7 +40,7 @@ CONFIG = {
 }
 SCHEDULER = {
     "num_train_timesteps": 1000,
-    "algorithm_type": "dpmsolver++",
+    "algorithm_type": "sde-dpmsolver++",  # fresh noise at each step mends errors of a small denoiser
     "solver_order": 2,
     "prediction_type": "flow_prediction",
     "use_flow_sigmas": True,
@@ -134,7 +135,7 @@ def train_unet(
     )
     start, seconds = load_checkpoint(work / name, {"model": model, "ema": ema}, optimizer)
     model.train()
-    shift = latents.shape[-1] / 16  # larger images need more noise before their layout is lost (Esser et al. 2024)
+    objective = Objective.of(build_scheduler(), latents.shape[-1])
     begun, running = time.time() - seconds, []
     bar = tqdm(range(start, steps), initial=start, total=steps, desc=name, mininterval=20)
     for step in bar:
@@ -146,13 +147,11 @@ def train_unet(
         text = captions[torch.from_numpy(rng.integers(len(captions), size=batch)), index].float()
         text[torch.rand(batch, generator=draw) < CAPTION_DROP] = empty.float()
         noise = torch.randn(clean.shape, generator=draw)
-        sigma = torch.sigmoid(torch.randn(batch, generator=draw))
-        sigma = shift * sigma / (1 + (shift - 1) * sigma)
-        mixed = torch.lerp(clean, noise, sigma.view(-1, 1, 1, 1))
-        clean, noise, mixed, text, sigma = (t.to(device) for t in (clean, noise, mixed, text, sigma))
+        noisy, timesteps, target = objective.corrupt(clean, noise, torch.rand(batch, generator=draw))
+        noisy, timesteps, target, text = (t.to(device) for t in (noisy, timesteps, target, text))
         with autocast(device):
-            predicted = model(mixed.contiguous(memory_format=torch.channels_last), sigma * 1000, text).sample
-        loss = (predicted.float() - (noise - clean)).square().mean()
+            predicted = model(noisy.contiguous(memory_format=torch.channels_last), timesteps, text).sample
+        loss = (predicted.float() - target).square().mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -68,13 +68,15 @@ class Sampler:
         hidden = description is None or not accelerator.is_main_process
         for start in tqdm(range(0, len(own), self.batch), desc=description, disable=hidden, mininterval=1):
             some = own[start : start + self.batch]
-            noise = [torch.randn((1, *self.shape), generator=torch.Generator().manual_seed(seeds[i])) for i in some]
+            generators = [torch.Generator().manual_seed(seeds[i]) for i in some]
+            noise = [torch.randn((1, *self.shape), generator=generator) for generator in generators]
             text = self.embeddings[[rows[i] for i in some]].float().to(device)
             with self.autocast():
                 latents[some] = self.denoiser(
                     prompt_embeds=text,
                     negative_prompt_embeds=self.embeddings[:1].float().to(device).expand_as(text),
                     latents=torch.cat(noise).to(device),
+                    generator=generators,
                     num_inference_steps=self.steps,
                     guidance_scale=self.guidance,
                     output_type="latent",

@@ -133,6 +133,12 @@ def test_automatic_is_the_shipped_one_for_the_modality(app, prompt, modality, na
     assert (choice and choice.name) == name
 
 
+def test_automatic_takes_nothing_narrower_than_what_was_asked_for(app, monkeypatch):
+    monkeypatch.delitem(app.ADAPTERS.shipped, "chest-xray")
+    assert app.ADAPTERS.automatic(CHEST, None) is None
+    assert app.ADAPTERS.automatic("chest X-ray, COVID-19 pneumonia", None) == "covid-chest-xray"
+
+
 def test_without_shipped_adapters_automatic_is_the_base(tiny_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.adapter_names._LORA_FOLDER", tmp_path)
     bare = load_app(tiny_folder)

@@ -68,7 +68,9 @@ def tiny_pipeline(scheduler: object | None = None, seed: int = 0) -> SyntheticDi
         sample_size=64,
         mid_block_add_attention=False,
     )
-    flow = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    flow = DPMSolverMultistepScheduler(
+        algorithm_type="sde-dpmsolver++", prediction_type="flow_prediction", use_flow_sigmas=True
+    )
     pipe = SyntheticDicomPipeline(
         vae.eval(),
         text.eval(),
