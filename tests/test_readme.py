@@ -18,7 +18,6 @@ import pytest
 
 from pipeline import read_recipe
 
-from .adapter_samples import ATTENTION, save_adapter
 from .fresh_process import run_fresh
 from .hub_project import ROOT, make_images, make_project
 from .hub_server import HubServer
@@ -56,14 +55,6 @@ def place(tmp_path_factory) -> Iterator[Place]:
     """The project is published as the README says, before anything is loaded."""
     folder = tmp_path_factory.mktemp("place")
     made = make_project(folder / "project")
-    # The examples load an adapter for CT; the stand-in fits any name.
-    save_adapter(made.root / "lora" / "ct", ATTENTION, seed=6, modality="ct", name="ct")
-    for name in ("training.json", "samples"):
-        source, target = made.adapter("nuclei") / name, made.adapter("ct") / name
-        shutil.copytree(source, target) if source.is_dir() else shutil.copyfile(source, target)
-    results = made.root / "evaluation" / "results" / "adapters.json"
-    results.write_text(results.read_text().replace('"nuclei":', '"ct":', 1))
-    shutil.rmtree(made.adapter("nuclei"))
     with HubServer(folder / "server") as hub:
         env = {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -84,7 +75,7 @@ def published(place) -> Place:
 
 
 def test_publishing(published):
-    for name, kind in (("", "model"), ("-lora-ct", "model"), ("-samples", "dataset"), ("-space", "space")):
+    for name, kind in (("", "model"), ("-lora-nuclei", "model"), ("-samples", "dataset"), ("-space", "space")):
         repo_id = f"ORG/synthetic-dicom{name}"
         assert len(published.hub.commits(repo_id, kind)) == 2
         assert published.hub.files(repo_id, kind, "v0.1.0") == published.hub.files(repo_id, kind)
@@ -96,7 +87,7 @@ def test_use_it_in_your_code(published, tmp_path):
     assert len(codes) == 5 and "push_to_hub" in own and "snapshot_download" in offline
     cache = published.hub.env(tmp_path / "cache")
     run_fresh("\n".join([*loading, own]), tmp_path / "empty", cache)
-    for name, modality in (("mr.dcm", "MR"), ("ct.dcm", "CT"), ("sample.dcm", "DX")):
+    for name, modality in (("mr.dcm", "MR"), ("nuclei.dcm", "GM"), ("sample.dcm", "DX")):
         dataset = pydicom.dcmread(tmp_path / "empty" / name)
         assert dataset.Modality == modality and dataset.SyntheticData == "YES"
     files = published.hub.files("ORG/my-pipeline")
