@@ -7,7 +7,7 @@ WORK ?= build/base
 NAMESPACE ?= ORG
 ADAPTERS ?= nuclei covid-chest-xray
 
-.PHONY: demo test quality train-base train-adapters evaluate publish clean
+.PHONY: demo test quality train-base index train-adapters evaluate publish clean
 
 demo: $(VENV)/.run ## set up, then serve the app at http://127.0.0.1:7860
 	$(BIN)/python app.py
@@ -22,6 +22,9 @@ quality: $(VENV)/.test ## style and types
 
 train-base: $(VENV)/.test ## train the embedded base from the packs in DATA; resumable
 	$(BIN)/python -m lora.train_base --data $(DATA) --work $(WORK)
+
+index: $(VENV)/.test ## index of the training set, by which copies are found
+	$(BIN)/python -m lora.memorisation --data $(DATA) --cache $(WORK)
 
 train-adapters: $(VENV)/.test ## train the shipped adapters on the embedded base; resumable
 	for name in $(ADAPTERS); do $(MAKE) --no-print-directory adapter-$$name || exit 1; done

@@ -186,6 +186,11 @@ def run(arguments: dict[str, Any], options: Options, adapter_file: str | None) -
                 words = f"{len(pictures)} images · {profile.title} · seeds {first} to {last}"
             if adapter:
                 words += f" · adapter {adapter.name}, strength {adapter.strength:g}"
+            checks = [recipe.copy_check for recipe in news.recipes if recipe.copy_check]
+            if checks:
+                copies, redrawn = sum(c.is_copy for c in checks), sum(c.redraws > 0 for c in checks)
+                words += f" · {copies or 'no'} cop{'y' if copies == 1 else 'ies'} of training images"
+                words += f", {redrawn} redrawn" if redrawn else ""
             yield words, gr.update(value=pictures, selected_index=0), result, gr.update(visible=False)
 
 

@@ -33,6 +33,11 @@ class PagePipeline(SyntheticDicomPipeline):
     def adapter_for(self, prompt: Any, modality: str | None) -> None:
         """Switch to no adapter, whatever is loaded."""
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Hold each image against the training images where model and adapter come with an index of them."""
+        kwargs.setdefault("check_memorisation", self.can_check_memorisation())
+        return super().__call__(*args, **kwargs)
+
 
 @dataclass(frozen=True)
 class Choice:

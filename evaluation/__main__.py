@@ -1,4 +1,4 @@
-"""`python -m evaluation fidelity | speed | classify | adapters | curve | sheet | table`: to JSON, and to the README.
+"""`python -m evaluation WHAT`: measures to JSON, and to the README. `--help` lists them.
 
 Exit status 0, or 2 with one line on standard error when what was asked cannot be done.
 """
@@ -12,6 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from .report import provenance, write_json
+
+
+def whole_or_all(words: str) -> int | None:
+    """Read a number of images, or `all` as None."""
+    return None if words == "all" else int(words)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -29,10 +34,15 @@ def make_parser() -> argparse.ArgumentParser:
     made.add_argument("--batch", type=int, default=4, help="images a call (default: 4)")
     made.add_argument("--cache", help="folder that keeps images and judges, so that an interrupted run goes on")
 
-    one = commands.add_parser("fidelity", parents=[made, seeded], help="KID against unseen real images")
-    one.add_argument("--modality", required=True, help="chest-xray, ct, brain-mri or blood-smear")
+    one = commands.add_parser("fidelity", parents=[made, seeded], help="distances from unseen real images")
+    one.add_argument("--modality", help="chest-xray, ct, brain-mri or blood-smear; needed without --real")
     one.add_argument("--count", type=int, default=200, help="images to compare, at least 20 (default: 200)")
+    one.add_argument("--per-class", type=int, default=0, help="bring each class of the packs up to so many images")
+    one.add_argument("--real", help="folder of real images (default: the packs of --modality)")
     one.add_argument("--synthetic", help="folder of DICOM or picture files to measure instead of generating")
+    one.add_argument(
+        "--networks", nargs="+", default=["efficientnet-lite0"], help="also: own, Hub ids (default: %(default)s)"
+    )
     one.add_argument("--out", required=True, help="JSON to write")
 
     one = commands.add_parser("speed", parents=[model, seeded], help="seconds an image, beside the bare diffusers loop")
@@ -55,6 +65,22 @@ def make_parser() -> argparse.ArgumentParser:
     one.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the draws and images (default: 0 1 2)")
     one.add_argument("--out", required=True, help="JSON to write")
 
+    one = commands.add_parser("privacy", parents=[model, seeded], help="copies, membership, sources found again")
+    one.add_argument("--real", required=True, help="folder of the training images; its split says what was unseen")
+    one.add_argument("--unseen", help="folder of real images that were not trained on, where there is no split")
+    one.add_argument("--synthetic", help="folder of DICOM or picture files to measure instead of generating")
+    one.add_argument("--count", type=int, default=100, help="images to generate (default: 100)")
+    one.add_argument("--modality", help="of what is generated (default: what each caption names)")
+    one.add_argument("--strengths", type=float, nargs="+", default=[], help="of image-to-image (default: none)")
+    one.add_argument("--source-count", type=int, default=20, help="sources a strength (default: 20)")
+    one.add_argument("--network", default="thumbnail", help="thumbnail, or a feature network (default: %(default)s)")
+    one.add_argument("--pairs", help="PNG of the nearest pairs; it shows real people and must lie outside the project")
+    one.add_argument("--steps", type=int, help="denoising steps (default: the model's)")
+    one.add_argument("--guidance", type=float, help="guidance scale (default: the model's)")
+    one.add_argument("--batch", type=int, default=4, help="images a call (default: 4)")
+    one.add_argument("--cache", help="folder that keeps images, so that an interrupted run goes on")
+    one.add_argument("--out", required=True, help="JSON to write")
+
     one = commands.add_parser("sheet", parents=[made, seeded], help="contact sheet of generated images")
     one.add_argument("--rows", type=int, default=5)
     one.add_argument("--columns", type=int, default=8)
@@ -66,6 +92,52 @@ def make_parser() -> argparse.ArgumentParser:
     one.add_argument("--models", nargs="+", required=True, help="copies of the base, each with its training.json")
     one.add_argument("--count", type=int, default=50, help="images a modality and copy (default: 50)")
     one.add_argument("--out", required=True, help="JSON to write")
+
+    one = commands.add_parser(
+        "utility", parents=[made], help="CNNs trained on real, synthetic and both, tested on real"
+    )
+    one.add_argument("--real", help="folder of real images with classes (default: the packs of --domains)")
+    one.add_argument("--synthetic", help="folder of synthetic images with the same classes, instead of generating")
+    one.add_argument("--domains", nargs="+", default=["brain-tumour", "blood-cell", "lung-ct", "chest-xray"])
+    one.add_argument("--label-column", default="label", help="of metadata.csv, where there is one (default: label)")
+    one.add_argument("--count", type=int, default=160, help="synthetic images a domain (default: 160)")
+    one.add_argument("--real-count", type=whole_or_all, default=600, help="real ones, or `all` (default: 600)")
+    one.add_argument("--size", type=int, default=64, help="side of the images in pixels, from 32 (default: 64)")
+    one.add_argument("--families", nargs="+", default=["vgg19"], help="also: densenet121, resnet50 (default: vgg19)")
+    one.add_argument(
+        "--width", type=float, default=0.25, help="factor of the networks' channels; 1 is full (default: 0.25)"
+    )
+    one.add_argument("--epochs", type=int, default=10, help="(default: 10)")
+    one.add_argument("--updates", type=int, default=150, help="fewest updates of a training (default: 150)")
+    one.add_argument("--regimes", nargs="+", default=["real", "synthetic", "both", "duplicated"], help="also: shuffled")
+    one.add_argument("--curve", type=int, nargs="*", help="counts of synthetic images (default: a quarter and half)")
+    one.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="(default: 0 1 2 3 4)")
+    one.add_argument("--out", required=True, help="JSON to write")
+
+    one = commands.add_parser("faithfulness", parents=[made, seeded], help="does an image show all that was asked for")
+    one.add_argument("--groups", nargs="+", default=["chest-xray", "ct", "brain-mri", "blood-smear"])
+    one.add_argument("--count", type=int, default=48, help="prompts a group (default: 48)")
+    one.add_argument("--draw", type=int, default=1, help="images a prompt, of which the best is kept (default: 1)")
+    one.add_argument("--keep", help="folder for the kept images")
+    one.add_argument("--synthetic", help="folder of DICOM files, or of pictures and a metadata.csv with their prompts")
+    one.add_argument("--varied", action="store_true", help="word the captions anew instead of the packs' plain text")
+    one.add_argument("--out", required=True, help="JSON to write")
+
+    one = commands.add_parser("explain", parents=[made, seeded], help="LIME: where a classifier looks, on one sheet")
+    one.add_argument("--real", help="folder of real images with classes (default: the packs of --domains)")
+    one.add_argument("--synthetic", help="folder of synthetic images with the same classes, instead of generating")
+    one.add_argument("--domains", nargs="+", default=["brain-tumour", "tuberculosis"])
+    one.add_argument("--label-column", default="label", help="of metadata.csv, where there is one (default: label)")
+    one.add_argument("--count", type=int, default=8, help="real and synthetic images a class (default: 8)")
+    one.add_argument("--real-count", type=whole_or_all, default=600, help="to train on, or `all` (default: 600)")
+    one.add_argument("--size", type=int, default=64, help="side of the images in pixels, from 32 (default: 64)")
+    one.add_argument("--family", default="vgg19", help="vgg19, densenet121 or resnet50 (default: %(default)s)")
+    one.add_argument("--width", type=float, default=0.25, help="factor of the network's channels (default: 0.25)")
+    one.add_argument("--epochs", type=int, default=10, help="(default: 10)")
+    one.add_argument("--updates", type=int, default=150, help="fewest updates (default: 150)")
+    one.add_argument("--segments", type=int, default=48, help="superpixels an image, about (default: 48)")
+    one.add_argument("--samples", type=int, default=200, help="questions an image (default: 200)")
+    one.add_argument("--out", required=True, help="JSON to write; the sheets, which show real images, go beside it")
 
     one = commands.add_parser("table", help="put the results into the README")
     one.add_argument("--results", type=Path, default=Path("evaluation/results"), help="folder of JSON files")
@@ -79,8 +151,15 @@ def measure(what: str, options: dict[str, Any]) -> tuple[dict[str, Any], Path]:
     # Imported only now: `--help` and mistakes in the command line should not wait for torch.
     out = Path(options.pop("out"))
     if what == "fidelity":
-        from .fidelity import fidelity
+        from .fidelity import fidelity, fidelity_of_folders
 
+        if options["real"]:
+            if options.pop("per_class"):
+                raise ValueError("`per_class` is for the packs: with `real`, all classes with 20 images are measured")
+            return fidelity_of_folders(**options), out
+        if options["modality"] is None:
+            raise ValueError("`modality` is not given: name one, or a folder with `real`")
+        del options["real"]
         return fidelity(**options), out
     if what == "speed":
         from .speed import speed
@@ -99,6 +178,22 @@ def measure(what: str, options: dict[str, Any]) -> tuple[dict[str, Any], Path]:
 
         options.pop("model")
         return curve(**options), out
+    if what == "utility":
+        from .utility import utility
+
+        return utility(**options), out
+    if what == "faithfulness":
+        from .faithfulness import faithfulness
+
+        return faithfulness(**options), out
+    if what == "privacy":
+        from .privacy import privacy
+
+        return privacy(**options), out
+    if what == "explain":
+        from .explain import explain
+
+        return explain(out=out, **options), out
     from .sheet import make_sheet
 
     return make_sheet(out=out, **options), out.with_suffix(".json")

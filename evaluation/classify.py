@@ -15,6 +15,8 @@ from .images import SIZE, count_by, generate, load_pipeline, spread
 from .judge import TASKS, Judge, score, task_rows, train_judge
 
 MINIMUM_COUNT = 10
+# What a caption must say for its task; of the others the finding.
+NEEDED = {"modality": "pack_group", "plane": "view", "view": "view", "sex": "sex"}
 
 
 def draw_prompts(
@@ -39,14 +41,16 @@ def draw_prompts(
     if not varied:
         return [row["text"] for row in rows], [row["answer"] for row in rows]
     rng = np.random.default_rng(seed)
-    needed = "pack_group" if task == "modality" else "finding"
-    prompts = []
-    for row in rows:
+    return [worded_anew(row, [task], rng) for row in rows], [row["answer"] for row in rows]
+
+
+def worded_anew(row: dict[str, str], tasks: Sequence[str], rng: np.random.Generator) -> str:
+    """A caption of a row in other words, in which the answer to each of some tasks is said."""
+    needed = {NEEDED.get(task, "finding") for task in tasks}
+    caption = vary_caption(row, rng)
+    while not needed <= set(caption.said):
         caption = vary_caption(row, rng)
-        while needed not in caption.said:
-            caption = vary_caption(row, rng)
-        prompts.append(caption.text)
-    return prompts, [row["answer"] for row in rows]
+    return caption.text
 
 
 def judge_images(judge: Judge, images: np.ndarray, answers: Sequence[str]) -> dict[str, Any]:
@@ -64,7 +68,7 @@ def judge_images(judge: Judge, images: np.ndarray, answers: Sequence[str]) -> di
 def classify(
     data: str | Path,
     *,
-    tasks: Sequence[str] = tuple(TASKS),
+    tasks: Sequence[str] = ("modality", "blood-cell", "brain-tumour"),
     count: int = 200,
     model: str | Path = "pipeline",
     pipe: Any = None,

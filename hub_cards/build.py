@@ -19,6 +19,7 @@ MODEL = "synthetic-dicom"
 ADAPTER, SPACE, SAMPLES = f"{MODEL}-lora-", f"{MODEL}-space", f"{MODEL}-samples"
 # The kinds of files that a model folder consists of: anything else there (caches, backups) is a stray.
 MODEL_FILES = (".py", ".json", ".txt", ".safetensors", ".png")
+INDEX = "memorisation_index.safetensors"  # of the training images, beside the weights; adapters of before have none
 PICTURES = 2  # a modality or adapter, on its card
 
 
@@ -151,7 +152,7 @@ class _Builder:
         folder, name = facts.folder, facts.name.removeprefix(ADAPTER)
         source = self.project.adapter(name)
         write_pictures(self.sampler.draw(self._requests(name, PICTURES)), folder / "samples")
-        for file in (WEIGHT_NAME, "training.json"):
+        for file in _adapter_files(source):
             shutil.copyfile(source / file, folder / file)
         for picture in ("before.png", "after.png"):  # of its training: same prompts and seeds, without and with it
             if (source / "samples" / picture).is_file():
@@ -174,7 +175,7 @@ class _Builder:
         copy_model(self.project.model, folder / "pipeline")
         for name in self.project.adapters:
             (folder / "lora" / name).mkdir(parents=True)
-            for file in (WEIGHT_NAME, "training.json"):
+            for file in _adapter_files(self.project.adapter(name)):
                 shutil.copyfile(self.project.adapter(name) / file, folder / "lora" / name / file)
         return cards.space_card(facts, self.hub)
 
@@ -182,6 +183,10 @@ class _Builder:
         facts, record = Facts(self.project.root, self.project.root), f"lora/{name}/training.json"
         modality, prompts = facts.value(record, "modality"), facts.value(record, "samples.prompts")
         return adapter_requests(name, modality, prompts, count)
+
+
+def _adapter_files(source: Path) -> list[str]:
+    return [WEIGHT_NAME, "training.json", *([INDEX] if (source / INDEX).is_file() else [])]
 
 
 def copy_model(source: Path, target: Path) -> None:

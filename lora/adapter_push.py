@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
 
 from pipeline.adapter_names import is_hub_id
+from pipeline.pipeline_memorisation import INDEX_NAME
 
 from .adapter_card import PLACE
 from .run_folder import WEIGHTS
@@ -46,6 +47,7 @@ def push_adapter(folder: Path, repo_id: str, *, private: bool | None = None, bas
         The Hub refused or could not be reached, or the repository is public and was to be private.
     """
     files = [folder / name for name in (WEIGHTS, "training.json", "README.md")]
+    files += [folder / INDEX_NAME] if (folder / INDEX_NAME).is_file() else []  # none in adapters of before
     files += sorted((folder / SAMPLES).glob("*.png"))
     try:
         contents = {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}

@@ -21,11 +21,13 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.adapter_files import read_adapter
 from pipeline.dicom_profiles import FAMILIES, DicomProfile, choose_profile, modality_of, serves
+from pipeline.pipeline_memorisation import INDEX_NAME
 
 from .adapter_base import ADAPTER
 from .adapter_card import render_card
 from .config import TARGETS
 from .data import TrainingData
+from .memorisation import index_of_data
 from .run_folder import WEIGHTS, write_text
 from .trainer import AdapterTrainer
 from .verdict import judge
@@ -99,6 +101,9 @@ def finish(
         path = save_adapter(trainer, part, metadata | ({"modality": modality} if modality else {}))
         # Read again: what recipes name is the hash of what is in the file, and it must be whole.
         record |= {"bytes": path.stat().st_size, "adapter_sha256": read_adapter(path).sha256}
+        index = index_of_data(data)
+        index.save(part / INDEX_NAME)
+        record["memorisation"] = {"sha256": index.sha256, "threshold": index.threshold, **index.calibration}
         record["seconds"] += round(time.monotonic() - begun)
         write_text(part / "training.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
         write_text(part / "README.md", render_card(record))

@@ -50,6 +50,9 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument("--negative-prompt", metavar="TEXT", help="what is not wanted")
     generate.add_argument("--patient", metavar="KEY=VALUE", action="append", default=[], help=_fields(Patient))
     generate.add_argument("--study", metavar="KEY=VALUE", action="append", default=[], help=_fields(Study))
+    generate.add_argument(
+        "--check-memorisation", action="store_true", help="hold images against the training images; copies are redrawn"
+    )
     generate.add_argument("--png", action="store_true", help="write a PNG beside each DICOM file")
     generate.add_argument("--compress", metavar="NAME", help=f"lossless: {', '.join(COMPRESSIONS)}")
     generate.add_argument("--zip", action="store_true", help="write one zip archive instead of files")
@@ -130,6 +133,7 @@ def generate(options: argparse.Namespace) -> list[Path]:
         frame=options.frame,
         patient=patient,
         study=study,
+        check_memorisation=options.check_memorisation,
     )
     pictures = [np.asarray(image, np.float32) / 255 for image in output.images] if options.png else None
     return write_files(

@@ -55,6 +55,7 @@ class AdapterMixin:
     def _start_adapters(self) -> None:
         self._adapter_modalities: dict[str, str | None] = {}
         self._adapter_hashes: dict[str, tuple[Any, str]] = {}
+        self._adapter_sources: dict[str, tuple[Any, dict[str, Any]]] = {}  # where an index may lie beside the weights
         self._unfused: list[tuple[LoraLayer, torch.Tensor, dict[str, float], list[str]]] = []
 
     # ---- loading and taking off ---------------------------------------------------------------------------------
@@ -109,6 +110,7 @@ class AdapterMixin:
             raise
         self._adapter_modalities[adapter.name] = adapter.modality
         self._adapter_hashes.pop(adapter.name, None)
+        self._adapter_sources[adapter.name] = source, kwargs
         self.set_adapters(adapter.name)
         for _, layer in self._layers():
             layer.enable_adapters(not off)

@@ -32,11 +32,54 @@ _SHORT_TEXT = 1024
 
 
 @dataclass(frozen=True)
+class CopyCheck:
+    """What came of holding an image against the training images.
+
+    Attributes
+    ----------
+    indexes : tuple of (name, sha256)
+        Of the model and of each adapter: the indexes of their training images.
+    score : float
+        How far from the nearest training image, relative to where copies begin: below 1 is a copy.
+    first_seed : int
+        The seed that was asked for; the recipe's own is another one where the image was redrawn.
+    redraws : int
+        How often that happened; each time the image of the seed before was a copy.
+    """
+
+    indexes: tuple[tuple[str, str], ...]
+    score: float
+    first_seed: int
+    redraws: int = 0
+
+    def __post_init__(self) -> None:
+        """Bring every field to one type."""
+        pairs = tuple((str(a), str(b)) for a, b in _rows(self.indexes, "indexes", 2))
+        for name, value in (("indexes", pairs), ("score", _number(self.score, "score"))):
+            object.__setattr__(self, name, value)
+        for name in ("first_seed", "redraws"):
+            object.__setattr__(self, name, _whole(getattr(self, name), name))
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether the image is nearer to a training image than real images of other people are."""
+        return self.score < 1
+
+    def in_words(self) -> str:
+        """Say it for the header."""
+        times = f"{self.redraws} time" + ("s" if self.redraws != 1 else "")
+        redrawn = f" Redrawn {times}: seed {self.first_seed} gave a copy of a training image." if self.redraws else ""
+        if self.is_copy:
+            return f"It may be a copy of an image that the model was trained on.{redrawn}"
+        return f"Compared with the images that the model was trained on: no copy.{redrawn}"
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Everything needed to make one image again.
 
-    `versions` (pairs of library name and version) are recorded but are no part of `digest` and `request_digest`: an
-    upgrade of a library changes no UID.
+    `versions` (pairs of library name and version) and `copy_check` are recorded but are no part of `digest` and
+    `request_digest`: neither an upgrade of a library nor a check that changes no pixel changes a UID.
 
     Attributes
     ----------
@@ -64,6 +107,8 @@ class Recipe:
         Hash of the input image's pixels.
     versions : tuple of (name, version)
         Libraries that made the image.
+    copy_check : CopyCheck, optional
+        Comparison with the training images; None, and not written, where there was none.
     """
 
     prompt: str
@@ -81,6 +126,7 @@ class Recipe:
     strength: float | None = None
     input_sha256: str | None = None
     versions: tuple[tuple[str, str], ...] = ()
+    copy_check: CopyCheck | None = None
 
     def __post_init__(self) -> None:
         """Bring every field to one type, so that 7 and 7.0 or a list and a tuple give the same digest."""
@@ -97,13 +143,23 @@ class Recipe:
         adapters = _rows(self.adapters, "adapters", 3)
         self._set("adapters", tuple((str(a), str(b), _number(weight, "adapters")) for a, b, weight in adapters))
         self._set("versions", tuple((str(a), str(b)) for a, b in _rows(self.versions, "versions", 2)))
+        if isinstance(self.copy_check, dict):
+            known = {field.name for field in fields(CopyCheck)}
+            if set(self.copy_check) != known:
+                raise ValueError(f"`copy_check` must have the fields {', '.join(sorted(known))}")
+            self._set("copy_check", CopyCheck(**self.copy_check))
+        elif self.copy_check is not None and not isinstance(self.copy_check, CopyCheck):
+            raise ValueError(f"`copy_check` must be a CopyCheck or None, not {self.copy_check!r}")
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)  # the way of a frozen dataclass to tidy its own fields
 
     def to_json(self) -> str:
         """Write the recipe as canonical JSON: ASCII, sorted keys, no spaces."""
-        return _canonical({"format": _FORMAT, **asdict(self)})
+        values = asdict(self)
+        if values["copy_check"] is None:  # as recipes were before there was a check
+            del values["copy_check"]
+        return _canonical({"format": _FORMAT, **values})
 
     @classmethod
     def from_json(cls, text: str) -> "Recipe":
@@ -125,20 +181,20 @@ class Recipe:
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(values) - known):
             raise ValueError(f"the recipe has unknown fields: {', '.join(unknown)}")
-        if missing := sorted(known - set(values)):
+        if missing := sorted(known - set(values) - {"copy_check"}):
             raise ValueError(f"the recipe lacks fields: {', '.join(missing)}")
         return cls(**values)
 
     def digest(self) -> str:
-        """Give the SHA-256 of the recipe without `versions`."""
-        return self._digest_without("versions")
+        """Give the SHA-256 of the recipe without `versions` and `copy_check`."""
+        return self._digest_without()
 
     def request_digest(self) -> str:
-        """Give the SHA-256 of the recipe without `versions` and `seed`: equal for all images of one request."""
-        return self._digest_without("versions", "seed")
+        """Give that SHA-256 without `seed` too: equal for all images of one request."""
+        return self._digest_without("seed")
 
     def _digest_without(self, *names: str) -> str:
-        values = {name: value for name, value in asdict(self).items() if name not in names}
+        values = {name: value for name, value in asdict(self).items() if name not in (*names, "versions", "copy_check")}
         return hashlib.sha256(_canonical({"format": _FORMAT, **values}).encode()).hexdigest()
 
 
@@ -200,6 +256,8 @@ def mark_synthetic(dataset: Dataset, recipe: Recipe) -> None:
         f"{MARK}: made by a diffusion model from {source}. No patient was examined. Patient, dates, geometry and "
         "acquisition values are made up or nominal."
     )
+    if recipe.copy_check is not None:
+        dataset.DerivationDescription += " " + recipe.copy_check.in_words()
     dataset.ContributingEquipmentSequence = [_synthesizing_equipment(recipe)]
     block = dataset.private_block(PRIVATE_GROUP, PRIVATE_CREATOR, create=True)
     block.add_new(_RECIPE_ELEMENT, "UT", recipe.to_json())

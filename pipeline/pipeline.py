@@ -43,6 +43,7 @@ from .dicom_profiles import DicomProfile, choose_profile, modality_of
 from .dicom_prompt import parse_prompt  # noqa: F401
 from .dicom_provenance import Recipe
 from .dicom_windows import HounsfieldWindow  # noqa: F401
+from .pipeline_memorisation import MemorisationMixin
 from .pipeline_saving import SavingMixin
 
 OUTPUT_TYPES = ("dicom", "pil", "np", "pt", "latent")
@@ -75,7 +76,7 @@ class SyntheticDicomPipelineOutput(BaseOutput):
         return [recipe.seed for recipe in self.recipes]
 
 
-class SyntheticDicomPipeline(SavingMixin, AdapterMixin, StableDiffusionPipeline):
+class SyntheticDicomPipeline(SavingMixin, MemorisationMixin, AdapterMixin, StableDiffusionPipeline):
     """Text-to-image and image-to-image generation of synthetic medical images, as DICOM.
 
     Parameters
@@ -179,6 +180,7 @@ class SyntheticDicomPipeline(SavingMixin, AdapterMixin, StableDiffusionPipeline)
         frame: int | None = None,
         patient: Patient | dict[str, Any] | None = None,
         study: Study | dict[str, Any] | None = None,
+        check_memorisation: bool = False,
         output_type: str = "dicom",
         return_dict: bool = True,
         callback_on_step_end: Callable[[Any, int, int, dict[str, Any]], dict[str, Any]] | None = None,
@@ -216,6 +218,10 @@ class SyntheticDicomPipeline(SavingMixin, AdapterMixin, StableDiffusionPipeline)
             Which frame of a multi-frame input, counted from 1.
         patient, study
             Header values to write; what is not given is made up, recognisably, from the request.
+        check_memorisation
+            Hold each image against the index of the training images that model and adapters come with, and draw a copy
+            anew, up to three times, with `seed` + 1,000,003, ...; recipe and header say so. The recipe has the seed
+            that made the image. A callback is then called for the redrawn images too.
         output_type
             "dicom" (default), "pil", "np", "pt" or "latent".
         return_dict
@@ -251,6 +257,7 @@ class SyntheticDicomPipeline(SavingMixin, AdapterMixin, StableDiffusionPipeline)
         if frame is not None and image is None:
             raise ValueError(f"`frame` is {frame!r}, but no `image` is given")
         source = read_image(image, frame=frame) if image is not None else None
+        indexes = self.memorisation_indexes() if check_memorisation else []
         model_sha256 = self.model_sha256
         recipes = [
             Recipe(
@@ -292,6 +299,25 @@ class SyntheticDicomPipeline(SavingMixin, AdapterMixin, StableDiffusionPipeline)
             callback_on_step_end,
             callback_on_step_end_tensor_inputs,
         )
+        if indexes and not self.interrupt:
+
+            def draw(places: list[int], others: list[int]) -> torch.Tensor:
+                return self._denoise(
+                    [recipes[i].prompt for i in places],
+                    [recipes[i].negative_prompt for i in places],
+                    1,
+                    others,
+                    steps,
+                    float(guidance),
+                    height,
+                    width,
+                    source,
+                    strength,
+                    callback_on_step_end,
+                    callback_on_step_end_tensor_inputs,
+                )
+
+            latents, recipes = self._redraw_copies(indexes, latents, recipes, draw)
         images: Any = latents
         dicoms = None
         if output_type != "latent":

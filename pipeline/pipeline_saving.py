@@ -18,6 +18,7 @@ from diffusers.utils.dynamic_modules_utils import get_relative_imports
 from huggingface_hub import HfApi, ModelCard, ModelCardData
 
 from .adapter_names import is_hub_id
+from .pipeline_memorisation import INDEX_NAME
 
 _CARD = """
 # {title}
@@ -40,6 +41,7 @@ class SavingMixin:
     # Given by the pipeline.
     config: Any
     _layers: Any
+    model_memorisation_index: Any
 
     @classmethod
     def _dict_from_json_file(cls, json_file: str | os.PathLike[str]) -> dict[str, Any]:
@@ -86,6 +88,7 @@ class SavingMixin:
                 "adapters are loaded, and a saved model cannot hold them; call `unload_lora_weights()` first, and "
                 "`fuse_lora()` before that to make them part of the model"
             )
+        memorised = self.model_memorisation_index()
         super().save_pretrained(  # type: ignore[misc]
             save_directory, variant=variant, max_shard_size=max_shard_size, **kwargs
         )
@@ -99,6 +102,8 @@ class SavingMixin:
         index["_class_name"] = [code[0].stem, name]
         index.pop("_name_or_path", None)
         _write_whole(path, (json.dumps(index, indent=2) + "\n").encode())
+        if memorised is not None:
+            memorised.save(folder / INDEX_NAME)
         if push_to_hub:
             repo_id = hub.pop("repo_id", folder.resolve().name)
             self.push_to_hub(repo_id, variant=variant, max_shard_size=max_shard_size, **hub)
