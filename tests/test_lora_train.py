@@ -30,6 +30,7 @@ from lora import train
 from lora.run_folder import WEIGHTS
 from lora.trainer import AdapterTrainer
 from pipeline.pipeline import SyntheticDicomPipeline
+from pipeline.pipeline_memorisation import INDEX_NAME
 
 from .test_lora_data import write_dicom
 from .tiny import tiny_pipeline
@@ -123,7 +124,7 @@ def finished(data, tiny_folder, tmp_path_factory) -> Path:
 def test_folder_holds_what_it_should_and_no_more(finished):
     found = sorted(str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file())
     sheets = [f"samples/{name}.png" for name in ("after", "before", *(f"step-{s:06d}" for s in (0, 2, 4, 6)))]
-    assert found == ["README.md", "log.jsonl", WEIGHTS, *sheets, "training.json"]
+    assert found == ["README.md", "log.jsonl", INDEX_NAME, WEIGHTS, *sheets, "training.json"]
     with safe_open(finished / WEIGHTS, "pt") as handle:
         metadata = handle.metadata()
         assert {handle.get_tensor(key).dtype for key in handle.keys()} == {torch.float16}  # noqa: SIM118
