@@ -72,6 +72,10 @@ EXAMPLES = [
     "head CT, brain window, intracranial haemorrhage",
     "blood smear, neutrophil, May-Grünwald-Giemsa",
 ]
+ADAPTER_EXAMPLES = {
+    "nuclei": "fluorescence microscopy, cell nuclei",
+    "covid-chest-xray": "frontal chest X-ray, AP view, COVID-19 pneumonia",
+}
 
 
 def load_model() -> PagePipeline:
@@ -86,6 +90,7 @@ def load_model() -> PagePipeline:
 
 PIPE = load_model()
 ADAPTERS = Adapters(PIPE)
+EXAMPLES += [prompt for name, prompt in ADAPTER_EXAMPLES.items() if name in ADAPTERS.shipped]
 
 
 class Options(TypedDict, total=False):

@@ -33,6 +33,15 @@ def make_parser() -> argparse.ArgumentParser:
     made.add_argument("--guidance", type=float, help="guidance scale (default: the model's)")
     made.add_argument("--batch", type=int, default=4, help="images a call (default: 4)")
     made.add_argument("--cache", help="folder that keeps images and judges, so that an interrupted run goes on")
+    pair = argparse.ArgumentParser(add_help=False)
+    pair.add_argument("--real", help="folder of real images with classes (default: the packs of --domains)")
+    pair.add_argument("--synthetic", help="folder of synthetic images with the same classes, instead of generating")
+    pair.add_argument("--label-column", default="label", help="of metadata.csv, where there is one (default: label)")
+    pair.add_argument("--real-count", type=whole_or_all, default=600, help="to train on, or `all` (default: 600)")
+    pair.add_argument("--size", type=int, default=64, help="side of the images in pixels, from 32 (default: 64)")
+    pair.add_argument("--width", type=float, default=0.25, help="factor of all channels; 1 is full (default: 0.25)")
+    pair.add_argument("--epochs", type=int, default=10, help="(default: 10)")
+    pair.add_argument("--updates", type=int, default=150, help="fewest updates of a training (default: 150)")
 
     one = commands.add_parser("fidelity", parents=[made, seeded], help="distances from unseen real images")
     one.add_argument("--modality", help="chest-xray, ct, brain-mri or blood-smear; needed without --real")
@@ -43,6 +52,7 @@ def make_parser() -> argparse.ArgumentParser:
     one.add_argument(
         "--networks", nargs="+", default=["efficientnet-lite0"], help="also: own, Hub ids (default: %(default)s)"
     )
+    one.add_argument("--sheet", action="store_true", help="the best, median and worst images as a JPEG beside the JSON")
     one.add_argument("--out", required=True, help="JSON to write")
 
     one = commands.add_parser("speed", parents=[model, seeded], help="seconds an image, beside the bare diffusers loop")
@@ -94,21 +104,11 @@ def make_parser() -> argparse.ArgumentParser:
     one.add_argument("--out", required=True, help="JSON to write")
 
     one = commands.add_parser(
-        "utility", parents=[made], help="CNNs trained on real, synthetic and both, tested on real"
+        "utility", parents=[made, pair], help="CNNs trained on real, synthetic and both, tested on real"
     )
-    one.add_argument("--real", help="folder of real images with classes (default: the packs of --domains)")
-    one.add_argument("--synthetic", help="folder of synthetic images with the same classes, instead of generating")
     one.add_argument("--domains", nargs="+", default=["brain-tumour", "blood-cell", "lung-ct", "chest-xray"])
-    one.add_argument("--label-column", default="label", help="of metadata.csv, where there is one (default: label)")
     one.add_argument("--count", type=int, default=160, help="synthetic images a domain (default: 160)")
-    one.add_argument("--real-count", type=whole_or_all, default=600, help="real ones, or `all` (default: 600)")
-    one.add_argument("--size", type=int, default=64, help="side of the images in pixels, from 32 (default: 64)")
     one.add_argument("--families", nargs="+", default=["vgg19"], help="also: densenet121, resnet50 (default: vgg19)")
-    one.add_argument(
-        "--width", type=float, default=0.25, help="factor of the networks' channels; 1 is full (default: 0.25)"
-    )
-    one.add_argument("--epochs", type=int, default=10, help="(default: 10)")
-    one.add_argument("--updates", type=int, default=150, help="fewest updates of a training (default: 150)")
     one.add_argument("--regimes", nargs="+", default=["real", "synthetic", "both", "duplicated"], help="also: shuffled")
     one.add_argument("--curve", type=int, nargs="*", help="counts of synthetic images (default: a quarter and half)")
     one.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="(default: 0 1 2 3 4)")
@@ -123,21 +123,18 @@ def make_parser() -> argparse.ArgumentParser:
     one.add_argument("--varied", action="store_true", help="word the captions anew instead of the packs' plain text")
     one.add_argument("--out", required=True, help="JSON to write")
 
-    one = commands.add_parser("explain", parents=[made, seeded], help="LIME: where a classifier looks, on one sheet")
-    one.add_argument("--real", help="folder of real images with classes (default: the packs of --domains)")
-    one.add_argument("--synthetic", help="folder of synthetic images with the same classes, instead of generating")
+    one = commands.add_parser("explain", parents=[made, pair, seeded], help="LIME: where a classifier looks")
     one.add_argument("--domains", nargs="+", default=["brain-tumour", "tuberculosis"])
-    one.add_argument("--label-column", default="label", help="of metadata.csv, where there is one (default: label)")
     one.add_argument("--count", type=int, default=8, help="real and synthetic images a class (default: 8)")
-    one.add_argument("--real-count", type=whole_or_all, default=600, help="to train on, or `all` (default: 600)")
-    one.add_argument("--size", type=int, default=64, help="side of the images in pixels, from 32 (default: 64)")
     one.add_argument("--family", default="vgg19", help="vgg19, densenet121 or resnet50 (default: %(default)s)")
-    one.add_argument("--width", type=float, default=0.25, help="factor of the network's channels (default: 0.25)")
-    one.add_argument("--epochs", type=int, default=10, help="(default: 10)")
-    one.add_argument("--updates", type=int, default=150, help="fewest updates (default: 150)")
     one.add_argument("--segments", type=int, default=48, help="superpixels an image, about (default: 48)")
     one.add_argument("--samples", type=int, default=200, help="questions an image (default: 200)")
-    one.add_argument("--out", required=True, help="JSON to write; the sheets, which show real images, go beside it")
+    one.add_argument("--sheets", help="folder for the sheets, which show real people (default: where the JSON goes)")
+    one.add_argument("--out", required=True, help="JSON to write")
+
+    one = commands.add_parser("report", help="one HTML page of all results in a folder, what failed first")
+    one.add_argument("--results", default="evaluation/results", help="folder of JSON files (default: %(default)s)")
+    one.add_argument("--out", default="build/report/report.html", help="page to write (default: %(default)s)")
 
     one = commands.add_parser("table", help="put the results into the README")
     one.add_argument("--results", type=Path, default=Path("evaluation/results"), help="folder of JSON files")
@@ -153,6 +150,7 @@ def measure(what: str, options: dict[str, Any]) -> tuple[dict[str, Any], Path]:
     if what == "fidelity":
         from .fidelity import fidelity, fidelity_of_folders
 
+        options["sheet"] = out.with_suffix(".jpg") if options["sheet"] else None
         if options["real"]:
             if options.pop("per_class"):
                 raise ValueError("`per_class` is for the packs: with `real`, all classes with 20 images are measured")
@@ -193,7 +191,8 @@ def measure(what: str, options: dict[str, Any]) -> tuple[dict[str, Any], Path]:
     if what == "explain":
         from .explain import explain
 
-        return explain(out=out, **options), out
+        options["sheets"] = options["sheets"] or out.parent
+        return explain(**options), out
     from .sheet import make_sheet
 
     return make_sheet(out=out, **options), out.with_suffix(".json")
@@ -218,6 +217,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if what == "table":
             return fill_in(**options)
+        if what == "report":
+            from .html_report import write_report
+
+            print(write_report(**options))
+            return 0
         if options.get("batch", 1) < 1:
             raise ValueError(f"`batch` is {options['batch']}: numbers from 1 are allowed")
         result, path = measure(what, options)

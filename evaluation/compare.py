@@ -11,6 +11,7 @@ from PIL import Image, ImageFilter
 
 from .features import FeatureNetwork, efficientnet_lite0, extract_features
 from .kid import MINIMUM_COUNT, kernel_distance
+from .ranked_sheet import distance_to_real
 from .set_measures import pair_similarity, set_measures
 
 BLURS = (1.0, 2.0)
@@ -46,7 +47,7 @@ def compare(
     """Measure synthetic images against `val`, and the controls: `train` as it is and blurred.
 
     The result has `synthetic`, `floor` and each blur as the first network sees them, further `networks`, whether they
-    agree, and `by_class` where all sides have labels.
+    agree, `to_real`, how far each synthetic image is from real ones, and `by_class` where all sides have labels.
 
     Parameters
     ----------
@@ -93,6 +94,8 @@ def compare(
         return {**result, "networks": more, "agreement": agreement(found)}
 
     whole = measured({name: np.arange(len(side.images))[: side.leading] for name, side in sides.items()})
+    first = seen[networks[0].name]
+    whole["to_real"] = distance_to_real(first["synthetic"][: sides["synthetic"].leading], first["val"])
     if any(side.labels is None for side in sides.values()):
         return whole
     places = {name: _by_label(side) for name, side in sides.items()}

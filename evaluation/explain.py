@@ -24,9 +24,10 @@ from pipeline.dicom_input import BORDER_WIDTH, DARK_BORDER, read_image, square
 
 from .explain_sheet import draw_overlays
 from .folders import ImageSet
+from .privacy_pairs import outside_the_project
 from .training import Training, kept_network, probabilities
 from .utility_results import interval_of_mean
-from .utility_sets import make_task, pairs, split_real
+from .utility_sets import pairs, split_real
 
 SHOWN = 2  # rows of the sheet a class
 
@@ -190,14 +191,9 @@ def summarise_shares(shares: Sequence[tuple[float, float]]) -> dict[str, Any]:
 
 def explain(
     *,
-    out: str | Path,
-    real: str | Path | None = None,
-    synthetic: str | Path | None = None,
+    sheets: str | Path,
     domains: Sequence[str] = ("brain-tumour", "tuberculosis"),
-    data: str | Path = "../shared/data/images",
-    label_column: str = "label",
     count: int = 8,
-    real_count: int | None = 600,
     size: int = 64,
     family: str = "vgg19",
     width: float = 0.25,
@@ -206,63 +202,53 @@ def explain(
     segments: int = 48,
     samples: int = 200,
     seed: int = 0,
-    model: str | Path = "pipeline",
-    pipe: Any = None,
-    steps: int | None = None,
-    guidance: float | None = None,
-    batch: int = 4,
     cache: str | Path | None = None,
+    **sets: Any,
 ) -> dict[str, Any]:
     """Train on real images, explain unseen real and synthetic ones, and lay them side by side on one sheet a domain.
 
     Parameters
     ----------
-    out
-        JSON that is written later; the sheets, which show real images, go beside it as `<stem>-<domain>.png`.
-    real, synthetic, domains, data, label_column, real_count, size, model, pipe, steps, guidance, batch, cache
-        As for `utility`.
+    sheets
+        Folder for the sheets, `explain-<domain>.png`. They show real people: it may not lie in the project.
     count
         Real and synthetic images to explain of each class.
+    size
+        Side of the images in pixels, from 32.
     family, width, epochs, updates
         As for `Training`.
     segments, samples, seed
         As for `explain_image`; the seed also of the training and of the choice of images.
+    cache
+        Folder that keeps images and networks.
+    domains, sets
+        What is compared, and by which model, as for `pairs`.
+
+    Raises
+    ------
+    ValueError
+        An argument is not one of those allowed, or a folder is not as it must be.
     """
     how = Training(family, width, epochs, updates)
     if count < 1:
         raise ValueError(f"`count` is {count}: at least 1 image a class is needed")
-    found = pairs(
-        real=real,
-        synthetic=synthetic,
-        domains=domains,
-        data=data,
-        label_column=label_column,
-        count=count,
-        per_class=True,
-        size=size,
-        model=model,
-        pipe=pipe,
-        steps=steps,
-        guidance=guidance,
-        batch=batch,
-        cache=cache,
-    )
+    outside_the_project(sheets, "sheets")
     results: dict[str, Any] = {}
-    for name, folder, images, made, settings in found:
-        task, _ = make_task(images, made, real_count=real_count)
+    for pair in pairs(count=count, per_class=True, size=size, domains=domains, cache=cache, **sets):
+        name, task = pair.name, pair.task
         network = kept_network(*task.train, len(task.classes), how, seed, cache)
-        test = split_real(images)[1]
+        test = split_real(pair.real)[1]
         sides: dict[str, list[dict[str, Any]]] = {"real": [], "synthetic": []}
         with tqdm(total=2 * count * len(task.classes), desc=f"explaining {name}", mininterval=2) as bar:
-            for kind, side in (("real", test), ("synthetic", made)):
+            for kind, side in (("real", test), ("synthetic", pair.synthetic)):
                 for label in task.classes:
                     some = choose(side, label, count, seed)
                     for image, row in zip(some.images, some.rows, strict=True):
                         answer = explain_image(network, image, segments=segments, samples=samples, seed=seed)
-                        mask = mask_of(folder, row, size) if kind == "real" else None
+                        mask = mask_of(pair.folder, row, size) if kind == "real" else None
                         sides[kind].append({"label": label, "image": image, "found": answer, "mask": mask})
                         bar.update()
-        sheet = Path(out).with_name(f"{Path(out).stem}-{name}.png")
+        sheet = Path(sheets) / f"explain-{name}.png"
         draw_overlays(sides, task.classes, sheet, shown=SHOWN)
         shares = [
             share
@@ -272,7 +258,7 @@ def explain(
         results[name] = {
             "classes": list(task.classes),
             "training": asdict(how),
-            "settings": settings,
+            "settings": pair.settings,
             "sheet": sheet.name,
             "explanation_inside_the_mark": summarise_shares(shares) if shares else None,
             "right": {

@@ -309,7 +309,8 @@ def faithfulness(
     table: dict[str, Any] = {}
     for task in tasks:
         real = judged_real(task, judges[task], data, cache)
-        share = shown[task]["balanced_accuracy"] / real["balanced_accuracy"]
+        known = real["balanced_accuracy"]
+        share = shown[task]["balanced_accuracy"] / known if known else None  # of a judge that is never right
         able = real["accuracy_low"] > real["chance"]
         row = {"real_val": real, "generated": shown[task], "share_of_real": share, "judge_is_able": able}
         table[task] = {**row, "by_request": by_request(shown[task], real), **reached(task, shown[task], share)}
@@ -330,10 +331,10 @@ def faithfulness(
     return result
 
 
-def reached(task: str, judged: dict[str, Any], share: float) -> dict[str, Any]:
+def reached(task: str, judged: dict[str, Any], share: float | None) -> dict[str, Any]:
     """Say whether a task's goal is met; nothing for a task without one."""
     if task not in GOALS:
         return {}
     what, least = GOALS[task]
     value = share if what == "share_of_real" else judged[what]
-    return {"goal": {"of": what, "at_least": least, "value": value, "met": bool(value >= least)}}
+    return {"goal": {"of": what, "at_least": least, "value": value, "met": bool(value is not None and value >= least)}}

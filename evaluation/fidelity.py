@@ -21,6 +21,7 @@ from .features import FeatureNetwork
 from .folders import ImageSet, read_set
 from .images import SIZE, count_by, generate, load_pipeline, real_rows, spread
 from .kid import DRAWS, MINIMUM_COUNT, Distance, kernel_distance
+from .ranked_sheet import write_ranked_sheet
 from .set_measures import NEIGHBOURS, REDRAWS, SSIM_PAIRS
 
 __all__ = [
@@ -81,6 +82,7 @@ def fidelity(
     guidance: float | None = None,
     batch: int = 4,
     cache: str | Path | None = None,
+    sheet: str | Path | None = None,
 ) -> dict[str, Any]:
     """Measure one modality against its val split.
 
@@ -106,6 +108,8 @@ def fidelity(
         Of the draws, the bootstrap and the first image.
     steps, guidance, batch, cache
         As for `generate`.
+    sheet
+        JPEG for the best, the median and the worst of the images, see `ranked_sheet`; None for none.
     """
     if count < MINIMUM_COUNT:
         raise ValueError(f"`count` is {count}: KID needs at least {MINIMUM_COUNT} images")
@@ -116,7 +120,8 @@ def fidelity(
         raise ValueError(f"`data` holds {len(val_rows)} val images of {modality!r}: KID needs at least {MINIMUM_COUNT}")
     shares = count_by(val_rows, "pack")
     if synthetic is not None:
-        made = Side(_some(read_set(synthetic, size=SIZE, argument="synthetic"), count, seed).images)
+        found = _some(read_set(synthetic, size=SIZE, argument="synthetic", cache=cache), count, seed)
+        made, facts = Side(found.images), _facts_of(found)
         settings: dict[str, Any] = {"source": "folder"}
     else:
         sizes = count_by([{"class": pack_class(row)} for row in val_rows], "class")
@@ -126,7 +131,10 @@ def fidelity(
         how: dict[str, Any] = {"steps": steps, "guidance": guidance, "batch": batch, "cache": cache}
         images, settings = generate(pipe, [row["text"] for row in drawn], seed=seed, modality=modality, **how)
         settings |= {"source": "generated", "prompts_by_pack": count_by(drawn[:count], "pack")}
-        made = Side(images, [pack_class(row) for row in drawn], count)
+        made, facts = (
+            Side(images, [pack_class(row) for row in drawn], count),
+            _facts([row["text"] for row in drawn], seed),
+        )
     leading = min(made.leading or len(made.images), len(train_rows))
     sample = spread(train_rows, "pack", shares, leading, seed)
     if made.labels is not None:
@@ -139,6 +147,7 @@ def fidelity(
         networks=(seen := [feature_network(name, data=data, cache=cache) for name in networks]),
         seed=seed,
     )
+    _write_sheet(sheet, made.images, result, facts)
     counts = {"synthetic": made.leading or len(made.images), "val": len(val_rows), "train_sample": leading}
     head = {"modality": modality, "seed": seed, "counts": {**counts, **_draws()}, "val_by_pack": shares}
     return {**_title(seen), **head, "settings": settings, **result}
@@ -146,6 +155,28 @@ def fidelity(
 
 def _title(networks: Sequence[FeatureNetwork]) -> dict[str, Any]:
     return {"what": "fidelity", "measure": MEASURES, "network": networks[0].description}
+
+
+def _facts(prompts: Sequence[str], seed: int) -> list[dict[str, Any]]:
+    return [{"prompt": prompt, "seed": seed + number} for number, prompt in enumerate(prompts)]
+
+
+def _facts_of(found: ImageSet) -> list[dict[str, Any]]:
+    """What a folder says of its images: a file's name, and prompt and seed where `metadata.csv` has them."""
+    known = (("prompt", "text"), ("seed", "seed"))
+    return [
+        {"name": name, **{key: row[column] for key, column in known if row.get(column)}}
+        for name, row in zip(found.names, found.rows, strict=True)
+    ]
+
+
+def _write_sheet(
+    path: str | Path | None, images: np.ndarray, result: dict[str, Any], facts: Sequence[dict[str, Any]]
+) -> None:
+    """Write the sheet if there is to be one, and put into the result what is on it."""
+    found = result.pop("to_real")
+    if path is not None:
+        result["sheet"] = write_ranked_sheet(path, images, found, facts)
 
 
 def _draws() -> dict[str, int]:
@@ -189,6 +220,7 @@ def fidelity_of_folders(
     guidance: float | None = None,
     batch: int = 4,
     cache: str | Path | None = None,
+    sheet: str | Path | None = None,
 ) -> dict[str, Any]:
     """Measure anyone's synthetic images against anyone's real ones, as a whole and class by class.
 
@@ -209,6 +241,8 @@ def fidelity_of_folders(
         As for `feature_network`.
     seed
         Of the draws and the bootstrap.
+    sheet
+        As for `fidelity`.
 
     Raises
     ------
@@ -225,7 +259,7 @@ def fidelity_of_folders(
     unseen, floor = unseen_and_floor(known, seed)
     if synthetic is not None:
         found = _some(read_set(synthetic, size=SIZE, argument="synthetic", cache=cache), count, seed)
-        made, settings = Side(found.images, found.labels), {"source": "folder"}
+        made, settings, facts = Side(found.images, found.labels), {"source": "folder"}, _facts_of(found)
     else:
         rows = [{**row, "class": row.get("label", ""), "all": ""} for row in unseen.rows if row.get("text")]
         if not rows:
@@ -235,6 +269,7 @@ def fidelity_of_folders(
         how: dict[str, Any] = {"steps": steps, "guidance": guidance, "batch": batch, "cache": cache}
         images, settings = generate(pipe, [row["text"] for row in drawn], seed=seed, modality=modality, **how)
         made = Side(images, [row["class"] for row in drawn] if all(row["class"] for row in drawn) else None)
+        facts = _facts([row["text"] for row in drawn], seed)
     result = compare(
         made,
         Side(unseen.images, unseen.labels),
@@ -242,6 +277,7 @@ def fidelity_of_folders(
         networks=(seen := [feature_network(name, data=data, cache=cache) for name in networks]),
         seed=seed,
     )
+    _write_sheet(sheet, made.images, result, facts)
     used = result["synthetic"]["count"]
     counts = {"synthetic": used, "val": len(unseen), "train_sample": used, **_draws()}
     people = {"val": len(np.unique(unseen.groups)), "floor": len(np.unique(floor.groups))}

@@ -19,6 +19,7 @@ import torch
 from lora.memorisation import FALSE_ALARMS, copy_threshold
 from pipeline.pipeline_memorisation import CELLS, NEIGHBOURS, nearest_of_moved, thumbnails
 
+from .card import privacy_card
 from .feature_networks import feature_network
 from .features import extract_features
 from .folders import ImageSet, read_set
@@ -27,6 +28,7 @@ from .judge import wilson_interval
 from .privacy_pairs import draw_pairs, outside_the_project
 
 MINIMUM_UNSEEN, DRAWS = 20, 1000
+SHARES = np.linspace(0, 1, 41)  # of the images, at which their nearness is put down
 Features = Callable[[np.ndarray], np.ndarray]
 
 
@@ -63,7 +65,8 @@ def find_copies(
     dict
         `threshold`; `scores` (N,), `nearness` over the threshold, below 1 for a copy; `nearest` (N,), the training
         image that is nearest; `copies`, how many, and their `share` with its 95 % interval; `false_alarms`, the share
-        of unseen real images called copies by a threshold from the other half of them, with its interval.
+        of unseen real images called copies by a threshold from the other half of them, with its interval; `quantiles`,
+        the nearness of both at `SHARES`.
 
     Raises
     ------
@@ -101,6 +104,9 @@ def find_copies(
         "false_alarms_high": alarms_high,
         "median_synthetic": float(np.median(near)),
         "median_unseen_real": float(np.median(real)),
+        "quantiles": {
+            name: np.quantile(some, SHARES).round(3) for name, some in (("synthetic", near), ("unseen_real", real))
+        },
     }
 
 
@@ -330,4 +336,4 @@ def privacy(
             pipe, others, strengths, features, count=source_count, modality=modality, seed=seed, steps=steps,
             guidance=guidance,
         )  # fmt: skip
-    return result
+    return {**result, "card": privacy_card(result)}

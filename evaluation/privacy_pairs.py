@@ -11,12 +11,14 @@ ROOT = Path(__file__).resolve().parents[1]
 PAIRS, COLUMNS, SIDE = 12, 3, 192
 
 
-def outside_the_project(path: str | Path) -> Path:
-    """Give the path back; a ValueError where a real image would come to lie in the project's folder."""
+def outside_the_project(path: str | Path, argument: str = "pairs") -> Path:
+    """Give the path back; a ValueError where a real image would come to lie in the project's folder (but `build`)."""
     place = Path(path).resolve()
     if place.is_relative_to(ROOT) and not place.is_relative_to(ROOT / "build"):
-        raise ValueError(f"`pairs` is {str(path)!r}, inside the project; it shows real people and belongs elsewhere")
-    if place.suffix.lower() != ".png":
+        raise ValueError(
+            f"`{argument}` is {str(path)!r}, inside the project; it shows real people and belongs elsewhere"
+        )
+    if argument == "pairs" and place.suffix.lower() != ".png":
         raise ValueError(f"`pairs` is {str(path)!r}; allowed is a .png file")
     return Path(path)
 

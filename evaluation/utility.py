@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from .card import utility_card
 from .cnns import FAMILIES, build_network
 from .judge import fit_linear, score
 from .training import Training, run
 from .utility_results import differences, summarise
-from .utility_sets import PAPER_DOMAINS, REGIMES, Task, make_task, pairs, resized, training_set
+from .utility_sets import REGIMES, Task, pairs, resized, training_set
 
 LINEAR_SIDE = 24  # pixels: what needs no convolution
 
@@ -88,13 +89,7 @@ def compare_training(
 
 def utility(
     *,
-    real: str | Path | None = None,
-    synthetic: str | Path | None = None,
-    domains: Sequence[str] = PAPER_DOMAINS,
-    data: str | Path = "../shared/data/images",
-    label_column: str = "label",
     count: int = 160,
-    real_count: int | None = 600,
     size: int = 64,
     families: Sequence[str] = ("vgg19",),
     width: float = 0.25,
@@ -103,36 +98,25 @@ def utility(
     regimes: Sequence[str] = REGIMES[:4],
     curve: Sequence[int] | None = None,
     seeds: Sequence[int] = (0, 1, 2, 3, 4),
-    model: str | Path = "pipeline",
-    pipe: Any = None,
-    steps: int | None = None,
-    guidance: float | None = None,
-    batch: int = 4,
     cache: str | Path | None = None,
+    **sets: Any,
 ) -> dict[str, Any]:
     """Train and test as the module says, for each domain of the packs or for a folder of one's own.
 
     Parameters
     ----------
-    real, synthetic
-        Folders as for `read_set`. Without `real` the domains are taken from the packs; without `synthetic` the images
-        are drawn by the model from the captions.
-    domains, data
-        Some of `DOMAINS` (`utility_sets`), and the folder with the packs.
-    label_column
-        As for `read_set`.
-    count, real_count
-        Most synthetic and most real training images of a domain; `real_count` None for all.
+    count
+        Most synthetic images of a domain.
     size
         Side of the images in pixels, from 32.
     families, width, epochs, updates
         As for `Training`.
     regimes, curve, seeds
         As for `compare_training`; `curve` None stands for a quarter and half of `count`.
-    model, pipe, steps, guidance, batch
-        As for `generate`.
     cache
         Folder that keeps images, generated ones and finished runs.
+    sets
+        What is compared, and by which model, as for `pairs`.
 
     Raises
     ------
@@ -142,52 +126,40 @@ def utility(
     wrong = [one for one in families if one not in FAMILIES]
     if wrong or not families:
         raise ValueError(f"`families` has {', '.join(wrong) or 'nothing'}: allowed are {', '.join(FAMILIES)}")
-    if not seeds or count < 2 or (real_count is not None and real_count < 2):
-        raise ValueError(
-            f"`seeds` has {len(seeds)}, `count` is {count}, `real_count` {real_count}: 1, 2 and 2 at least"
-        )
-    if synthetic is not None and real is None:
-        raise ValueError("`real` is missing: a folder of synthetic images is compared with a folder of real ones")
+    if not seeds:
+        raise ValueError("`seeds` has 0: at least 1 is needed, and 2 for an interval")
     for regime in regimes:
         if regime not in REGIMES:
             raise ValueError(f"`regimes` has {regime!r}: allowed are {', '.join(REGIMES)}")
     trainings = [Training(family, width, epochs, updates) for family in families]
     for family in families:
         build_network(family, 2, width=width)  # a wrong width is said before an hour of drawing
-    found = pairs(
-        real=real,
-        synthetic=synthetic,
-        domains=domains,
-        data=data,
-        label_column=label_column,
-        count=count,
-        size=size,
-        model=model,
-        pipe=pipe,
-        steps=steps,
-        guidance=guidance,
-        batch=batch,
-        cache=cache,
-    )
     results: dict[str, Any] = {}
-    for name, _, images, made, settings in found:
-        task, dropped = make_task(images, made, real_count=real_count)
-        points = [max(len(task.classes), len(made) // 4), len(made) // 2] if curve is None else list(curve)
-        results[name] = {
+    for pair in pairs(count=count, size=size, cache=cache, **sets):
+        task, made = pair.task, len(pair.synthetic)
+        points = [max(len(task.classes), made // 4), made // 2] if curve is None else list(curve)
+        results[pair.name] = {
             "classes": list(task.classes),
             "counts": {
                 "real_train": len(task.train[0]),
-                "synthetic": len(made),
+                "synthetic": made,
                 "test": len(task.test[0]),
                 "test_groups": len(np.unique(task.test_groups)),
-                "dropped_from_training": dropped,
+                "dropped_from_training": pair.dropped,
             },
             "chance": 1 / len(task.classes),
             "linear_24px_balanced_accuracy": linear_score(task),
-            "settings": settings,
+            "settings": pair.settings,
             "families": {
                 one.family: compare_training(task, how=one, regimes=regimes, seeds=seeds, curve=points, cache=cache)
                 for one in trainings
             },
         }
-    return {"what": "utility", "size": size, "seeds": list(seeds), "trained_on": list(regimes), "domains": results}
+    return {
+        "what": "utility",
+        "size": size,
+        "seeds": list(seeds),
+        "trained_on": list(regimes),
+        "domains": results,
+        "card": utility_card(results),
+    }

@@ -208,33 +208,56 @@ def resized(images: np.ndarray, size: int) -> np.ndarray:
     return pixels.round().clamp(0, 255).permute(0, 2, 3, 1).numpy().astype(np.uint8)
 
 
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """A real and a synthetic set of one domain.
+
+    `folder` is that of the real set, `settings` say what made the synthetic one, `dropped` how many real images
+    `split_real` dropped.
+    """
+
+    name: str
+    folder: Path
+    real: ImageSet
+    synthetic: ImageSet
+    settings: dict[str, Any]
+    task: Task
+    dropped: int
+
+
 def pairs(
     *,
-    real: str | Path | None,
-    synthetic: str | Path | None,
-    domains: Sequence[str],
-    data: str | Path,
-    label_column: str,
     count: int,
-    size: int,
-    model: str | Path,
-    pipe: Any,
-    cache: str | Path | None,
     per_class: bool = False,
+    real: str | Path | None = None,
+    synthetic: str | Path | None = None,
+    domains: Sequence[str] = PAPER_DOMAINS,
+    data: str | Path = "../shared/data/images",
+    label_column: str = "label",
+    real_count: int | None = 600,
+    size: int = 64,
+    model: str | Path = "pipeline",
+    pipe: Any = None,
+    cache: str | Path | None = None,
     **drawing: Any,
-) -> Iterator[tuple[str, Path, ImageSet, ImageSet, dict[str, Any]]]:
-    """Give for each domain its name, the real folder and set, the synthetic set, and the settings that made it.
+) -> Iterator[Pair]:
+    """Give the sets of each domain of the packs, or of a folder of one's own.
 
     Parameters
     ----------
-    real, synthetic
-        Folders as for `read_set`; with `real` there is one domain, "own". Without `synthetic` the images are drawn.
-    domains, data, label_column
-        Some of `DOMAINS`, the folder with the packs, and the column of the classes.
-    count, size
-        Most synthetic images, and the side of all.
+    count
+        Most synthetic images.
     per_class
         `count` is of each class: so many are drawn, and a folder's are all taken.
+    real, synthetic
+        Folders as for `read_set`; with `real` there is one domain, "own". Without `synthetic` the model draws the
+        images from the captions.
+    domains, data, label_column
+        Some of `DOMAINS`, the folder with the packs, and the column of the classes.
+    real_count
+        Most real training images of a domain; None for all.
+    size
+        Side of all images in pixels.
     model, pipe, cache, drawing
         As for `synthetic_set`.
 
@@ -246,23 +269,26 @@ def pairs(
     wrong = [one for one in domains if one not in DOMAINS]
     if wrong or not domains:
         raise ValueError(f"`domains` has {', '.join(wrong) or 'nothing'}: allowed are {', '.join(DOMAINS)}")
-    if count < (1 if per_class else 2):
-        raise ValueError(f"`count` is {count}: more synthetic images are needed")
+    if count < (1 if per_class else 2) or (real_count is not None and real_count < 2):
+        raise ValueError(f"`count` is {count}, `real_count` {real_count}: too few, a network learns from 2 images up")
     if synthetic is not None and real is None:
         raise ValueError("`real` is missing: a folder of synthetic images is compared with a folder of real ones")
     sources = {"own": Path(real)} if real is not None else {name: Path(data) / DOMAINS[name] for name in domains}
     for name, folder in sources.items():
         images = read_set(folder, size=size, label_column=label_column, argument="real", cache=cache)
+        settings: dict[str, Any]
         if synthetic is not None:
             made = read_set(synthetic, size=size, label_column=label_column, argument="synthetic", cache=cache)
             order = np.random.default_rng(0).permutation(len(made))
-            made = made.take(order if per_class else order[:count])
-            yield name, folder, images, made, {"source": "folder"}
-            continue
-        pipe = pipe if pipe is not None else load_pipeline(model)
-        modality = PACKS.get(DOMAINS.get(name, ""))
-        wanted = count * len(images.classes) if per_class else count
-        made, settings = synthetic_set(
-            images, count=wanted, size=size, pipe=pipe, modality=modality, cache=cache, **drawing
-        )
-        yield name, folder, images, made, {"source": "generated", **settings}
+            made, settings = made.take(order if per_class else order[:count]), {"source": "folder"}
+        else:
+            split_real(images)  # before a model is loaded
+            pipe = pipe if pipe is not None else load_pipeline(model)
+            modality = PACKS.get(DOMAINS.get(name, ""))
+            wanted = count * len(images.classes) if per_class else count
+            made, settings = synthetic_set(
+                images, count=wanted, size=size, pipe=pipe, modality=modality, cache=cache, **drawing
+            )
+            settings = {"source": "generated", **settings}
+        task, dropped = make_task(images, made, real_count=real_count)
+        yield Pair(name, folder, images, made, settings, task, dropped)

@@ -84,7 +84,7 @@ def model_card(facts: Facts, hub: Names) -> str:
         model_name=hub.model,
         eval_results=[_kid_result(facts, name, fidelity_file(name), "synthetic.kid") for name in names],
     )
-    return _render("model.md", data, facts, hub, modalities=names)
+    return _render("model.md", data, facts, hub, modalities=names, of="")
 
 
 def adapter_card(facts: Facts, hub: Names, name: str) -> str:
@@ -105,7 +105,7 @@ def adapter_card(facts: Facts, hub: Names, name: str) -> str:
         model_name=hub.adapters[name],
         eval_results=[_kid_result(facts, name, ADAPTER_RESULTS, f"adapters.{name}.kid.with.kid")],
     )
-    return _render("adapter.md", data, facts, hub, name=name, record=record)
+    return _render("adapter.md", data, facts, hub, name=name, record=record, of=f"-{name}")
 
 
 def samples_card(facts: Facts, hub: Names) -> str:

@@ -61,7 +61,7 @@ def push(
         except Exception as error:  # of the Hub's client, of its HTTP library, of the disk
             rest = [other.name for other in repositories[index + 1 :]]
             raise PushError(
-                f"{repo_id} failed: {' '.join(str(error).split()) or type(error).__name__}. "
+                f"{repo_id} failed: {' '.join(str(error).split()).rstrip('.') or type(error).__name__}. "
                 f"Pushed before it: {', '.join(done) or 'nothing'}. Not tried: {', '.join(rest) or 'nothing'}. "
                 "The same command again goes on from here."
             ) from error

@@ -30,7 +30,9 @@ def front_matter(record: dict[str, Any]) -> str:
 def render_card(record: dict[str, Any]) -> str:
     """The whole card."""
     data, verdict, samples, copies = record["data"], record["verdict"], record["samples"], record["copies"]
-    people = f"{data['people']} people" if data["people_known"] else f"{data['people']} files (people not known)"
+    people = (
+        f"{data['people']} people" if data["people_known"] else f"{data['people']} groups or files (people not known)"
+    )
     licences = ", ".join(data["licences"]) or "not stated; whoever shares this adapter must know them"
     modality = record["modality"]
     called = f"modality={modality!r}, " if modality else ""
@@ -67,6 +69,7 @@ def render_card(record: dict[str, Any]) -> str:
         f"- {data['images']} images of {people}: {data['training_images']} to train on, "
         f"{data['validation_images']} held out; {data['unreadable']} files could not be read",
         f"- licences: {licences}",
+        *(f"- source: {source}" for source in data["attributions"]),
         "",
         "## Training",
         "",

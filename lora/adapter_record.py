@@ -147,6 +147,7 @@ def training_record(
             "unreadable": len(data.unreadable),
             "modalities": data.modalities,
             "licences": list(data.licences),
+            "attributions": list(data.attributions),
         },
         "seed": config.seed,
         "steps": trainer.step,

@@ -62,6 +62,9 @@ class AdapterConfig:
     validation_share: float = _option("share of images held out, people whole", 0.2)
     contrast: str = _option("stretch: each image's range to black and white", "none", choices=CONTRASTS)
     default_caption: str | None = _option("caption of pictures that have none", None)
+    attribution_column: str | None = _option(
+        "column whose texts the card names as sources, such as source; by default none", None
+    )
     frames_per_file: int = _option("frames taken of a multi-frame file, evenly spread", 8)
     image_column: str = _option("column of the images in a data set", "image")
     caption_column: str = _option("column of the captions", "text")

@@ -23,7 +23,7 @@ from pipeline.dicom_input import ImageInputError, read_image, square
 from pipeline.dicom_limits import parse_dicom, quiet
 
 from .data_headers import NoImageError, Record, Words, examine, holds_identifier
-from .data_sources import Source, list_source
+from .data_sources import Columns, Source, list_source
 from .data_split import draw_people, number_people, split_people
 from .header_captions import HeaderFacts, plain_header_caption, vary_header_caption, vary_text
 
@@ -46,8 +46,8 @@ class TrainingData:
     validation : numpy.ndarray
         bool (N,), True for the images that are held out.
     people_known : bool
-        False where some images had neither a PatientID nor a `group_id` or `patient_id`: each such file counts as a
-        person.
+        False where some images had no PatientID, no `patient_id` and no `group_column`: a `group_id` may be a run of
+        similar images, and a file without counts as one of its own.
     unreadable : tuple of (int, str)
         Position and reason, never a name. Positions count from 1 over all sources: the rows of a table, or the sorted
         files of a folder, without those that are passed over by their names (hidden ones, DICOMDIR, .csv, .txt, ...).
@@ -55,6 +55,8 @@ class TrainingData:
         Images by DICOM Modality or by the `modality` column; "unknown" where there is neither.
     licences : tuple of str
         Distinct values of the `licence` column, sorted.
+    attributions : tuple of str
+        Distinct values of the column `attribution_column`, sorted: whom the licences want named.
     kind : str
         "dicom", "imagefolder" or "dataset"; where several sources differ, joined by "+".
     """
@@ -67,6 +69,7 @@ class TrainingData:
     unreadable: tuple[tuple[int, str], ...]
     modalities: dict[str, int]
     licences: tuple[str, ...]
+    attributions: tuple[str, ...]
     kind: str
 
     def __len__(self) -> int:
@@ -98,6 +101,7 @@ def read_training_data(
     image_column: str = "image",
     caption_column: str = "text",
     group_column: str | None = None,
+    attribution_column: str | None = None,
     frames_per_file: int = 8,
     contrast: str = "none",
     most: int | None = None,
@@ -123,6 +127,8 @@ def read_training_data(
         Columns of a `datasets` set; `caption_column` also of `metadata.csv` and `captions.csv`.
     group_column : str, optional
         Column that says which images belong together. Default: `group_id`, else `patient_id`.
+    attribution_column : str, optional
+        Column whose texts may be made known: the sources that the licences want named.
     frames_per_file : int
         At most so many evenly spread frames of a multi-frame file.
     contrast : {"none", "stretch"}
@@ -143,10 +149,11 @@ def read_training_data(
     sources = [sources] if isinstance(sources, (str, Path)) else list(sources)
     if not sources:
         raise ValueError("`sources` is empty; give at least one folder.")
+    named = Columns(image_column, caption_column, group_column, attribution_column)
     listed: list[Source] = []
     positions = itertools.count(1)
     for number, source in enumerate(sources, 1):
-        found = list_source(source, number, image_column, caption_column, group_column)
+        found = list_source(source, number, named)
         for record in found.records:
             record.position = next(positions)
         listed.append(_examined(found, default_caption))
@@ -173,6 +180,7 @@ def read_training_data(
         unreadable=tuple((record.position, record.reason or "") for record in unreadable),
         modalities=dict(Counter(record.modality or "unknown" for record in used).most_common()),
         licences=tuple(sorted({record.licence for record in used} - {""})),
+        attributions=tuple(sorted({record.attribution for record in used} - {""})),
         kind="+".join(sorted({found.kind for found in listed if found.records})),
     )
 

@@ -75,6 +75,7 @@ class Record:
     split: str | None = None
     modality: str | None = None
     licence: str = ""
+    attribution: str = ""
     facts: HeaderFacts | None = None
     frames: int = 1
     is_dicom: bool = False

@@ -33,6 +33,16 @@ SPLITS = {"train": "train", "training": "train", "val": "val", "validation": "va
 GROUP_COLUMNS = ("group_id", "patient_id")
 
 
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns that are read: image and caption, group and attribution where there are such."""
+
+    image: str = "image"
+    caption: str = "text"
+    group: str | None = None
+    attribution: str | None = None
+
+
 @dataclass
 class Source:
     """The records of a source; `table` is what errors call the table that its captions stand in."""
@@ -42,9 +52,7 @@ class Source:
     table: str
 
 
-def list_source(
-    source: str | Path, number: int, image_column: str, caption_column: str, group_column: str | None
-) -> Source:
+def list_source(source: str | Path, number: int, named: Columns) -> Source:
     """List what a source holds; `number` is its place on the command line, for errors."""
     folder = Path(source)
     place = f"source {number}"
@@ -52,17 +60,17 @@ def list_source(
         if not os.access(folder, os.R_OK | os.X_OK):
             raise ValueError(f"`sources`: {place} is a folder that may not be opened; check its permissions.")
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-            return _from_dataset(_saved_dataset(folder, place), place, image_column, caption_column, group_column)
+            return _from_dataset(_saved_dataset(folder, place), place, named)
         if (folder / "metadata.csv").is_file():
             columns, rows = read_table(folder / "metadata.csv", place)
             if "file_name" in columns or "Series UID" not in columns:  # that one is the list of a TCIA download
-                return _from_table(folder, columns, rows, place, caption_column, group_column)
-        return _from_folder(folder, place, caption_column, group_column)
+                return _from_table(folder, columns, rows, place, named)
+        return _from_folder(folder, place, named)
     if folder.exists():
         raise ValueError(f"`sources`: {place} is a file; give the folder that it lies in.")
     identifier = str(source)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", identifier) and not identifier.startswith(".") and not folder.parent.exists():
-        return _from_dataset(_hub_dataset(identifier, place), place, image_column, caption_column, group_column)
+        return _from_dataset(_hub_dataset(identifier, place), place, named)
     raise ValueError(
         f"`sources`: {place} is {identifier!r}; it must be a folder, or the Hub id ORG/NAME of a data set."
     )
@@ -159,29 +167,34 @@ def _modality(value: Any) -> str | None:
     return name if name in MODALITIES or re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name) else None
 
 
-def _fill(record: Record, row: dict[str, Any], caption: str, group: str | None, place: str, where: str) -> None:
-    record.caption = _caption(row.get(caption))
+def _fill(record: Record, row: dict[str, Any], named: Columns, place: str, where: str) -> None:
+    record.caption = _caption(row.get(named.caption))
     if holds_identifier(record.caption, as_identifiers([_caption(row.get("patient_id"))])):
         raise ValueError(f"{where} has its `patient_id` in the caption; take it out.")
-    record.group = _group(row, group, place)
-    record.person_known = record.group is not None
+    record.group = _group(row, named.group, place)
+    # A `group_id` alone may be a run of similar images; a column that the user names is taken at the user's word.
+    record.person_known = record.group is not None and bool(named.group or _caption(row.get("patient_id")))
     record.modality = _modality(row.get("modality"))
     record.licence = _caption(row.get("licence") or row.get("license"))
+    record.attribution = _caption(row.get(named.attribution)) if named.attribution else ""
 
 
-def _need(columns: Iterable[str], name: str | None, where: str, option: str) -> None:
+def _need(columns: Iterable[str], named: Columns, where: str) -> None:
+    _need_column(columns, None if named.caption == "text" else named.caption, where, "caption_column")
+    _need_column(columns, named.group, where, "group_column")
+    _need_column(columns, named.attribution, where, "attribution_column")
+
+
+def _need_column(columns: Iterable[str], name: str | None, where: str, option: str) -> None:
     if name is not None and name not in columns:
         raise ValueError(f"{where} has no column {name!r}, which `{option}` asks for.")
 
 
-def _from_table(
-    folder: Path, columns: list[str], rows: list[dict[str, str]], place: str, caption: str, group: str | None
-) -> Source:
+def _from_table(folder: Path, columns: list[str], rows: list[dict[str, str]], place: str, named: Columns) -> Source:
     table = f"`metadata.csv` of {place}"
     if "file_name" not in columns:
-        raise ValueError(f"{table} has no column `file_name`; it needs `file_name` and `{caption}`.")
-    _need(columns, None if caption == "text" else caption, table, "caption_column")
-    _need(columns, group, table, "group_column")
+        raise ValueError(f"{table} has no column `file_name`; it needs `file_name` and `{named.caption}`.")
+    _need(columns, named, table)
     first: dict[str, int] = {}
     records = []
     for number, row in enumerate(rows, 1):
@@ -191,7 +204,7 @@ def _from_table(
             raise ValueError(f"{where} names the same file as row {first[name]}; each image has one row.")
         first[name] = number
         record = Record(partial(read_bytes, folder / name), name, number)
-        _fill(record, row, caption, group, place, where)
+        _fill(record, row, named, place, where)
         if row.get("split"):
             record.split = _split(row["split"], where)
         elif "split" in columns and any(r["split"] for r in rows):
@@ -208,7 +221,7 @@ def _file_name(row: dict[str, str], where: str) -> str:
     return path.as_posix()
 
 
-def _from_folder(folder: Path, place: str, caption: str, group: str | None) -> Source:
+def _from_folder(folder: Path, place: str, named: Columns) -> Source:
     records = {
         path.relative_to(folder).as_posix(): Record(partial(read_bytes, path), path.relative_to(folder).as_posix())
         for path in list_files(folder)
@@ -216,10 +229,10 @@ def _from_folder(folder: Path, place: str, caption: str, group: str | None) -> S
     table = f"`captions.csv` of {place}"
     if (folder / "captions.csv").is_file():
         columns, rows = read_table(folder / "captions.csv", place)
-        for column in ("file_name", caption):
+        for column in ("file_name", named.caption):
             if column not in columns:
-                raise ValueError(f"{table} has no column `{column}`; it needs `file_name` and `{caption}`.")
-        _need(columns, group, table, "group_column")
+                raise ValueError(f"{table} has no column `{column}`; it needs `file_name` and `{named.caption}`.")
+        _need(columns, named, table)
         for number, row in enumerate(rows, 1):
             where = f"Row {number} of {table} (the header not counted)"
             record = records.get(_file_name(row, where))
@@ -228,7 +241,7 @@ def _from_folder(folder: Path, place: str, caption: str, group: str | None) -> S
             if record.row:
                 raise ValueError(f"{where} names the same file as row {record.row}; each image has one row.")
             record.row = number
-            _fill(record, row, caption, group, place, where)
+            _fill(record, row, named, place, where)
     return Source("folder", list(records.values()), table)
 
 
@@ -251,30 +264,38 @@ def _hub_dataset(identifier: str, place: str) -> Any:
         ) from error
 
 
-def _from_dataset(data: Any, place: str, image: str, caption: str, group: str | None) -> Source:
+def _from_dataset(data: Any, place: str, named: Columns) -> Source:
     import datasets
 
     parts = dict(data) if isinstance(data, dict) else {"": data}
     table = f"the data set of {place}"
     records: list[Record] = []
     for name, part in parts.items():
-        _need(part.column_names, image, table, "image_column")
-        _need(part.column_names, None if caption == "text" else caption, table, "caption_column")
-        _need(part.column_names, group, table, "group_column")
-        if isinstance(part.features[image], datasets.Image):
-            part = part.cast_column(image, datasets.Image(decode=False))
-        kind = part.features[image]
+        _need_column(part.column_names, named.image, table, "image_column")
+        _need(part.column_names, named, table)
+        if isinstance(part.features[named.image], datasets.Image):
+            part = part.cast_column(named.image, datasets.Image(decode=False))
+        kind = part.features[named.image]
         while hasattr(kind, "feature"):
             kind = kind.feature  # of the values in lists of lists
         dtype = getattr(kind, "dtype", None)
-        wanted = {caption, group, *GROUP_COLUMNS, "split", "modality", "licence", "license"}
+        wanted = {
+            named.caption,
+            named.group,
+            named.attribution,
+            *GROUP_COLUMNS,
+            "split",
+            "modality",
+            "licence",
+            "license",
+        }
         rows = part.select_columns([column for column in part.column_names if column in wanted])
         for index in range(len(part)):
             row = rows[index] if rows.column_names else {}
             number = len(records) + 1
             where = f"Row {number} of {table}"
-            record = Record(partial(_cell, part, index, image, dtype), f"row {number}", number)
-            _fill(record, row, caption, group, place, where)
+            record = Record(partial(_cell, part, index, named.image, dtype), f"row {number}", number)
+            _fill(record, row, named, place, where)
             if len(parts) > 1 or row.get("split"):
                 record.split = _split(row.get("split") or name, where)
             records.append(record)

@@ -53,6 +53,7 @@ def read_data(config: AdapterConfig, size: int) -> TrainingData:
         image_column=config.image_column,
         caption_column=config.caption_column,
         group_column=config.group_column,
+        attribution_column=config.attribution_column,
         frames_per_file=config.frames_per_file,
         contrast=config.contrast,
         most=config.most,
@@ -72,7 +73,7 @@ def fingerprint(data: TrainingData) -> str:
 def describe(data: TrainingData) -> str:
     """One sentence on what was read."""
     held_out = int(data.validation.sum())
-    people = "people" if data.people_known else "files that may be of fewer people"
+    people = "people" if data.people_known else "groups or files that may be of fewer people"
     words = f"{len(data)} images of {data.people} {people}, {held_out} held out"
     return words + (f", {len(data.unreadable)} files could not be read" if data.unreadable else "")
 

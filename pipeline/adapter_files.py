@@ -25,8 +25,9 @@ from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError
 from safetensors.torch import load
 
-from .adapter_names import WEIGHT_NAME, check_name, fit_name, is_hub_id
-from .dicom_profiles import known_modality
+from . import adapter_names, dicom_profiles
+
+known_modality = dicom_profiles.known_modality
 
 MAX_BYTES = 512 * 2**20
 PARTS = ("text_encoder", "unet")
@@ -85,7 +86,7 @@ class Adapter:
     def named(self, name: str) -> Adapter:
         """The same adapter under a name of the caller's, which may tell its modality where the file does not."""
         modality = known_modality(str(self.metadata.get("modality", ""))) or known_modality(name) or self.modality
-        return dataclasses.replace(self, name=check_name(name), modality=modality)
+        return dataclasses.replace(self, name=adapter_names.check_name(name), modality=modality)
 
     def part(self, part: str) -> dict[str, torch.Tensor]:
         """The tensors of one part of the model, keys without its name."""
@@ -93,7 +94,7 @@ class Adapter:
 
 
 def read_adapter(
-    source: str | Path, *, weight_name: str = WEIGHT_NAME, max_bytes: int = MAX_BYTES, **hub: Any
+    source: str | Path, *, weight_name: str = adapter_names.WEIGHT_NAME, max_bytes: int = MAX_BYTES, **hub: Any
 ) -> Adapter:
     """Read an adapter and check all that can be checked without the model.
 
@@ -156,7 +157,7 @@ def adapter_of(
         if not torch.isfinite(tensor).all():
             raise ValueError(f"`source` holds values in {key} that are not finite")
     scalings = _scalings(tensors, alphas, metadata)
-    name = fit_name(str(metadata.get("name") or name))
+    name = adapter_names.fit_name(str(metadata.get("name") or name))
     modality = known_modality(str(metadata.get("modality", ""))) or known_modality(name)
     return Adapter(tensors, metadata, adapter_sha256(tensors, scalings), modality, name, scalings)
 
@@ -251,8 +252,8 @@ def _find(source: str | Path, weight_name: str, max_bytes: int, hub: dict[str, A
     if is_file:
         if path.suffix != ".safetensors":
             raise ValueError(f"`source` is a file {path.suffix or 'without suffix'!r}; {allowed}")
-        return path, path.absolute().parent.name if path.name == WEIGHT_NAME else path.stem
-    if path.exists() or not is_hub_id(str(source)):
+        return path, path.absolute().parent.name if path.name == adapter_names.WEIGHT_NAME else path.stem
+    if path.exists() or not adapter_names.is_hub_id(str(source)):
         raise ValueError(f"`source` is {str(source)[:80]!r}, which is no adapter; {allowed}")
     return _downloaded(str(source), weight_name, max_bytes, hub), path.name
 

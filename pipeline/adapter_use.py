@@ -20,9 +20,9 @@ import torch
 import transformers
 from peft.tuners.lora import LoraLayer
 
-from .adapter_files import PARTS, Adapter, adapter_of, adapter_sha256, check_adapter, read_adapter
-from .adapter_names import check_name
-from .dicom_profiles import choose_profile, known_modality, serves
+from . import adapter_files, adapter_names, dicom_profiles
+
+known_modality = dicom_profiles.known_modality
 
 _RESERVED = set(dir(torch.nn.ModuleDict())) | set(dir(torch.nn.ParameterDict()))  # peft keeps adapters in such
 
@@ -95,12 +95,18 @@ class AdapterMixin:
             raise ValueError("`hotswap` is True; load each adapter under its own name and switch by `set_adapters`")
         self._refuse_while_fused("load another adapter")
         kwargs = {key: value for key, value in kwargs.items() if key not in ("use_safetensors", "low_cpu_mem_usage")}
-        adapter = adapter_of(source) if isinstance(source, Mapping) else read_adapter(source, **kwargs)
-        adapter = adapter.named(self._free_name(adapter.name) if adapter_name is None else check_name(adapter_name))
+        adapter = (
+            adapter_files.adapter_of(source)
+            if isinstance(source, Mapping)
+            else adapter_files.read_adapter(source, **kwargs)
+        )
+        adapter = adapter.named(
+            self._free_name(adapter.name) if adapter_name is None else adapter_names.check_name(adapter_name)
+        )
         if adapter.name in _RESERVED or adapter.name in self._loaded():
             why = "already loaded" if adapter.name in self._loaded() else "a word that peft uses itself"
             raise ValueError(f"`adapter_name` is {adapter.name!r}, which is {why}; choose another")
-        check_adapter(adapter, self.unet, self.text_encoder)
+        adapter_files.check_adapter(adapter, self.unet, self.text_encoder)
         off = any(layer.disable_adapters for _, layer in self._layers())
         before = self._active()
         try:
@@ -117,7 +123,7 @@ class AdapterMixin:
             layer.eval()
         return adapter.name
 
-    def _inject(self, adapter: Adapter) -> None:
+    def _inject(self, adapter: adapter_files.Adapter) -> None:
         """Hand the tensors to diffusers, with a configuration made of them and of nothing that the file claims."""
         for part, load in (("unet", self.load_lora_into_unet), ("text_encoder", self.load_lora_into_text_encoder)):
             tensors = adapter.part(part)
@@ -154,7 +160,7 @@ class AdapterMixin:
         for name in names:
             self._adapter_modalities.pop(name, None)
             self._adapter_hashes.pop(name, None)
-            for part in PARTS:
+            for part in adapter_files.PARTS:
                 if name in getattr(getattr(self, part), "peft_config", {}):
                     self._activate([])  # else peft switches another one on, layer by layer
                     super().delete_adapters(name)  # type: ignore[misc]
@@ -274,8 +280,10 @@ class AdapterMixin:
         prompts = prompt if isinstance(prompt, (list, tuple)) else [prompt]
         if not prompts or not all(isinstance(text, str) for text in prompts) or known_modality(modality) is None:
             return None  # the call itself says what is wrong
-        profiles = [choose_profile(text, modality) for text in prompts]
-        fitting = [name for name in self._loaded() if all(serves(self._modality_of(name), p) for p in profiles)]
+        profiles = [dicom_profiles.choose_profile(text, modality) for text in prompts]
+        fitting = [
+            name for name in self._loaded() if all(dicom_profiles.serves(self._modality_of(name), p) for p in profiles)
+        ]
         if set(fitting) & set(self._active()):
             return None
         same = [name for name in fitting if known_modality(name) == known_modality(modality)]
@@ -303,7 +311,7 @@ class AdapterMixin:
         """Every layer that carries adapters, by the name it has without them."""
         return [
             (f"{part}.{name.removeprefix('text_model.')}", module)
-            for part in PARTS
+            for part in adapter_files.PARTS
             if getattr(self, part, None) is not None
             for name, module in getattr(self, part).named_modules()
             if isinstance(module, LoraLayer)
@@ -340,7 +348,7 @@ class AdapterMixin:
         known = self._adapter_hashes.get(name)
         if known is None or known[0][0] != state:
             # The tensors are kept with their hash, so that no others can come to lie at their address.
-            known = (state, tensors), adapter_sha256(tensors, scalings)
+            known = (state, tensors), adapter_files.adapter_sha256(tensors, scalings)
             self._adapter_hashes[name] = known
         return known[1]
 

@@ -22,21 +22,13 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from .dicom_limits import (
-    MAX_FRAMES,
-    PALETTES,
-    PIXEL_KEYWORDS,
-    ImageInputError,
-    attempt,
-    check_size,
-    chosen_frame,
-    functional_group,
-    integer,
-    number,
-    oversized,
-    sequence_item,
-    text,
-)
+from . import dicom_limits
+
+ImageInputError = dicom_limits.ImageInputError
+attempt = dicom_limits.attempt
+integer = dicom_limits.integer
+number = dicom_limits.number
+text = dicom_limits.text
 
 MAX_PIXEL_ASPECT = 20.0  # a header that claims longer pixels than this is not believed
 MODALITIES = frozenset(
@@ -75,7 +67,7 @@ def decode_dicom(
         known, and the height of a pixel divided by its width.
     """
     layout = _layout(dataset)
-    index = chosen_frame(frame, layout.frames, layout.frames // 2 + layout.frames % 2) - 1
+    index = dicom_limits.chosen_frame(frame, layout.frames, layout.frames // 2 + layout.frames % 2) - 1
     unreadable = "`image`: the pixels of the DICOM object are damaged, cut short or not as its header describes them."
     stored = attempt(lambda: _stored_pixels(dataset, layout, index), unreadable)
     if layout.samples == 3:
@@ -94,7 +86,7 @@ def decode_dicom(
 
 
 def _layout(dataset: Dataset) -> _Layout:
-    keywords = [keyword for keyword in PIXEL_KEYWORDS if keyword in dataset]
+    keywords = [keyword for keyword in dicom_limits.PIXEL_KEYWORDS if keyword in dataset]
     if not keywords:
         raise ImageInputError(
             "`image`: this DICOM object has no pixels; it is a report, plan or the like, or the file is damaged."
@@ -137,9 +129,9 @@ def _layout(dataset: Dataset) -> _Layout:
         raise ImageInputError("`image`: the DICOM object has a photometric interpretation that cannot be shown.")
     if not sound:
         raise ImageInputError("`image`: the DICOM header describes its pixels in a way that contradicts itself.")
-    check_size(layout.rows, layout.columns)
-    if not 1 <= layout.frames <= MAX_FRAMES:
-        raise ImageInputError(f"`image`: the number of frames must be from 1 to {MAX_FRAMES}.")
+    dicom_limits.check_size(layout.rows, layout.columns)
+    if not 1 <= layout.frames <= dicom_limits.MAX_FRAMES:
+        raise ImageInputError(f"`image`: the number of frames must be from 1 to {dicom_limits.MAX_FRAMES}.")
     return layout
 
 
@@ -157,7 +149,7 @@ def _stored_pixels(dataset: Dataset, layout: _Layout, index: int) -> np.ndarray:
         if all(tables):
             options["extended_offsets"] = tuple(tables)
         if (
-            element.value.count(b"\xfe\xff\x00\xe0") > MAX_FRAMES
+            element.value.count(b"\xfe\xff\x00\xe0") > dicom_limits.MAX_FRAMES
             or int.from_bytes(element.value[4:8], "little") > 2**23
         ):
             raise ValueError  # more fragments, or a longer table of offsets, than an image can have
@@ -262,19 +254,19 @@ def _padding(dataset: Dataset, stored: np.ndarray) -> np.ndarray | None:
 
 
 def _modality_values(dataset: Dataset, stored: np.ndarray, index: int) -> np.ndarray:
-    table = sequence_item(dataset, "ModalityLUTSequence")
+    table = dicom_limits.sequence_item(dataset, "ModalityLUTSequence")
     if table is not None:
         with suppress(Exception):  # an empty or damaged LUT is passed over
             return _lookup(table, stored)[0]
-    group = functional_group(dataset, index, "PixelValueTransformationSequence")
+    group = dicom_limits.functional_group(dataset, index, "PixelValueTransformationSequence")
     values: np.ndarray = stored.astype(np.float64 if stored.dtype.itemsize > 2 else np.float32)
     slope, intercept = number(group, "RescaleSlope"), number(group, "RescaleIntercept")
     return values * (1.0 if slope is None else slope) + (intercept or 0.0)
 
 
 def _voi(dataset: Dataset, values: np.ndarray, index: int) -> np.ndarray | None:
-    group = functional_group(dataset, index, "FrameVOILUTSequence")
-    table = sequence_item(group, "VOILUTSequence")
+    group = dicom_limits.functional_group(dataset, index, "FrameVOILUTSequence")
+    table = dicom_limits.sequence_item(group, "VOILUTSequence")
     if table is not None:
         with suppress(Exception):
             looked_up, bits = _lookup(table, values)
@@ -293,7 +285,7 @@ def _voi(dataset: Dataset, values: np.ndarray, index: int) -> np.ndarray | None:
 def _lookup(table: Dataset, values: np.ndarray) -> tuple[np.ndarray, int]:
     """Apply a LUT item; return the values and the bits of its entries."""
     entries, first, bits = (integer(table, "LUTDescriptor", index=part) for part in range(3))
-    if oversized(table, "LUTData"):
+    if dicom_limits.oversized(table, "LUTData"):
         raise ValueError
     raw = table.LUTData
     if isinstance(raw, bytes):
@@ -310,7 +302,7 @@ def _lookup(table: Dataset, values: np.ndarray) -> tuple[np.ndarray, int]:
 def _palette(dataset: Dataset, stored: np.ndarray, layout: _Layout) -> np.ndarray:
     order = "<" if layout.transfer_syntax.is_little_endian else ">"
     result = np.empty((*stored.shape, 3), np.float32)
-    for channel, colour in enumerate(PALETTES):
+    for channel, colour in enumerate(dicom_limits.PALETTES):
         descriptor = f"{colour}PaletteColorLookupTableDescriptor"
         entries, first, bits = (integer(dataset, descriptor, index=part) for part in range(3))
         entries = entries or 65536
@@ -356,7 +348,7 @@ def _expanded(data: np.ndarray, entries: int) -> np.ndarray:
 
 def _spacing(dataset: Dataset, index: int) -> tuple[tuple[float, float] | None, float]:
     """Return the spacing (row, column) in mm if known, and the height of a pixel over its width."""
-    measures = functional_group(dataset, index, "PixelMeasuresSequence")
+    measures = dicom_limits.functional_group(dataset, index, "PixelMeasuresSequence")
     for source, keyword in (
         (measures, "PixelSpacing"),
         (dataset, "ImagerPixelSpacing"),

@@ -12,9 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 from pydicom import Dataset, dcmread
 from pydicom.fileset import FileSet
 
-from .dicom_pixels import compress, to_picture
-from .dicom_profiles import PROFILES
-from .dicom_provenance import NOT_FOR_DIAGNOSIS, Recipe, read_recipe, uid_of
+from . import dicom_pixels, dicom_profiles, dicom_provenance
 
 _ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # a fixed one: the same images give the same archive
 
@@ -63,7 +61,7 @@ def write_files(
     if len(set(uids)) != len(uids):
         raise ValueError("`datasets` holds one SOP Instance UID twice: the same image was made twice")
     if compression is not None:
-        datasets = [compress(dataset, compression) for dataset in datasets]
+        datasets = [dicom_pixels.compress(dataset, compression) for dataset in datasets]
     folder = Path(out)
     new_folders = _make(folder)
     try:
@@ -88,9 +86,9 @@ def _short(*values: str) -> str:
     return hashlib.sha256(" ".join(values).encode()).hexdigest()[:8]
 
 
-def _recipe(dataset: Dataset) -> Recipe:
-    recipe = read_recipe(dataset)
-    if recipe is None or recipe.modality not in PROFILES:
+def _recipe(dataset: Dataset) -> dicom_provenance.Recipe:
+    recipe = dicom_provenance.read_recipe(dataset)
+    if recipe is None or recipe.modality not in dicom_profiles.PROFILES:
         raise ValueError("`datasets` holds one without a recipe; allowed are those of `to_dataset`")
     return recipe
 
@@ -130,9 +128,9 @@ def _write_parts(
         path = folder / f"{file_stem(dataset)}.png"
         recipe = _recipe(dataset)
         notes = PngInfo()
-        notes.add_text("Comment", NOT_FOR_DIAGNOSIS)
+        notes.add_text("Comment", dicom_provenance.NOT_FOR_DIAGNOSIS)
         notes.add_text("Recipe", recipe.to_json())
-        to_picture(pixels, PROFILES[recipe.modality]).save(path, pnginfo=notes)
+        dicom_pixels.to_picture(pixels, dicom_profiles.PROFILES[recipe.modality]).save(path, pnginfo=notes)
         written.append(path)
     return written
 
@@ -140,7 +138,7 @@ def _write_parts(
 def _write_file_set(datasets: Sequence[Dataset], folder: Path) -> list[Path]:
     file_set = FileSet()
     file_set.ID = "SYNTHETIC"
-    file_set.UID = uid_of("file set", *(dataset.SOPInstanceUID for dataset in datasets))
+    file_set.UID = dicom_provenance.uid_of("file set", *(dataset.SOPInstanceUID for dataset in datasets))
     for dataset in datasets:
         _recipe(dataset)
         file_set.add(dataset)

@@ -17,18 +17,10 @@ import numpy as np
 from PIL import Image, ImageOps
 from pydicom.dataset import Dataset
 
-from .dicom_decode import decode_dicom
-from .dicom_limits import (
-    MAX_BYTES,
-    MAX_PIXELS,
-    ImageInputError,
-    attempt,
-    check_size,
-    chosen_frame,
-    looks_like_dicom,
-    parse_dicom,
-    quiet,
-)
+from . import dicom_decode, dicom_limits
+
+ImageInputError = dicom_limits.ImageInputError
+attempt = dicom_limits.attempt
 
 __all__ = ["ImageInputError", "InputImage", "read_image", "square"]
 
@@ -86,12 +78,13 @@ def read_image(image: Any, *, frame: int | None = None) -> InputImage:
         image = _read_file(image)
     elif not isinstance(image, Dataset) and callable(getattr(image, "read", None)):
         image = _read_stream(image)
-    with quiet():
+    with dicom_limits.quiet():
         if isinstance(image, (bytes, bytearray, memoryview)):
             image = _opened(bytes(image))
         if isinstance(image, Dataset):
             pixels, modality, spacing, aspect = attempt(
-                lambda: decode_dicom(image, frame), "`image`: this DICOM object cannot be read as an image."
+                lambda: dicom_decode.decode_dicom(image, frame),
+                "`image`: this DICOM object cannot be read as an image.",
             )
             pixels, spacing = _with_square_pixels(pixels, spacing, aspect)
             return InputImage(pixels, modality, spacing, _hash(pixels))
@@ -101,7 +94,7 @@ def read_image(image: Any, *, frame: int | None = None) -> InputImage:
             )
         else:
             pixels = _array(image)
-            chosen_frame(frame, 1, 1)
+            dicom_limits.chosen_frame(frame, 1, 1)
     return InputImage(pixels, None, None, _hash(pixels))
 
 
@@ -170,34 +163,36 @@ def _read_file(path: str | os.PathLike[str]) -> bytes:
         raise ImageInputError("`image` is the path of a folder; give one file.")
     if not stat.S_ISREG(status.st_mode):
         raise ImageInputError("`image` is the path of a device or pipe; give a regular file.")
-    if status.st_size > MAX_BYTES:
-        raise ImageInputError(f"`image` is a file of {status.st_size} bytes; at most {MAX_BYTES} are allowed.")
+    if status.st_size > dicom_limits.MAX_BYTES:
+        raise ImageInputError(
+            f"`image` is a file of {status.st_size} bytes; at most {dicom_limits.MAX_BYTES} are allowed."
+        )
     return attempt(lambda: Path(path).read_bytes(), "`image` is a path at which there is no file that can be opened.")
 
 
 def _read_stream(stream: Any) -> bytes:
     data = bytearray()
-    while len(data) <= MAX_BYTES:
+    while len(data) <= dicom_limits.MAX_BYTES:
         chunk = attempt(lambda: stream.read(1 << 20), "`image` is a file object that cannot be read.")
         if not isinstance(chunk, (bytes, bytearray)):
             raise ImageInputError("`image` is a text file object; open the file in binary mode.")
         if not chunk:
             return bytes(data)
         data += chunk
-    raise ImageInputError(f"`image` is a file object with more than the {MAX_BYTES} bytes allowed.")
+    raise ImageInputError(f"`image` is a file object with more than the {dicom_limits.MAX_BYTES} bytes allowed.")
 
 
 def _opened(data: bytes) -> Dataset | Image.Image:
     if not data:
         raise ImageInputError("`image` is empty.")
-    if len(data) > MAX_BYTES:
-        raise ImageInputError(f"`image` has {len(data)} bytes; at most {MAX_BYTES} are allowed.")
-    if looks_like_dicom(data):
-        return parse_dicom(data)
+    if len(data) > dicom_limits.MAX_BYTES:
+        raise ImageInputError(f"`image` has {len(data)} bytes; at most {dicom_limits.MAX_BYTES} are allowed.")
+    if dicom_limits.looks_like_dicom(data):
+        return dicom_limits.parse_dicom(data)
     try:
         return Image.open(io.BytesIO(data), formats=PICTURE_FORMATS)
     except Image.DecompressionBombError:
-        reason = f"is a picture with more than the {MAX_PIXELS} pixels allowed."
+        reason = f"is a picture with more than the {dicom_limits.MAX_PIXELS} pixels allowed."
     except Exception:
         reason = (
             "is neither a DICOM object nor a PNG, JPEG, WebP, TIFF, BMP, GIF or JPEG 2000 picture that can be read."
@@ -206,11 +201,11 @@ def _opened(data: bytes) -> Dataset | Image.Image:
 
 
 def _picture(picture: Image.Image, frame: int | None) -> np.ndarray:
-    check_size(picture.height, picture.width)
-    number = 1 if frame is None else chosen_frame(frame, getattr(picture, "n_frames", 1), 1)
+    dicom_limits.check_size(picture.height, picture.width)
+    number = 1 if frame is None else dicom_limits.chosen_frame(frame, getattr(picture, "n_frames", 1), 1)
     if number > 1:
         picture.seek(number - 1)
-        check_size(picture.height, picture.width)
+        dicom_limits.check_size(picture.height, picture.width)
     picture = ImageOps.exif_transpose(picture)
     mode = picture.mode
     if mode in ("1", "L"):
@@ -259,7 +254,7 @@ def _array(image: Any) -> np.ndarray:
         raise ImageInputError(
             f"`image` has shape {shape}; it must be (height, width), or have 1, 3 or 4 channels first or last."
         )
-    check_size(*image.shape[:2])
+    dicom_limits.check_size(*image.shape[:2])
     image = _scaled(image)
     if image.ndim == 2 or image.shape[2] == 3:
         return np.ascontiguousarray(image)
@@ -293,7 +288,7 @@ def _with_square_pixels(
     if abs(aspect - 1) < 0.01:
         return pixels, spacing
     height, width = pixels.shape[0] * max(aspect, 1.0), pixels.shape[1] * max(1 / aspect, 1.0)
-    shrink = min(1.0, (MAX_PIXELS / (height * width)) ** 0.5)
+    shrink = min(1.0, (dicom_limits.MAX_PIXELS / (height * width)) ** 0.5)
     rows, columns = max(1, round(height * shrink)), max(1, round(width * shrink))
     if spacing is not None:
         side = round(min(spacing) / shrink, 6)

@@ -3,9 +3,11 @@
 import numpy as np
 from pydicom import Dataset
 
-from .dicom_profiles import IMAGE_ORIENTATION, PATIENT_ORIENTATION, STAIN_CODES, VIEW_CODES, Code, DicomProfile
-from .dicom_prompt import PAIRED_BODY_PARTS, PromptFacts
-from .dicom_provenance import uid_of
+from . import dicom_profiles, dicom_prompt, dicom_provenance
+
+Code = dicom_profiles.Code
+DicomProfile = dicom_profiles.DicomProfile
+PromptFacts = dicom_prompt.PromptFacts
 
 
 def add_radiograph(dataset: Dataset, profile: DicomProfile, facts: PromptFacts, spacing: float) -> None:
@@ -24,8 +26,8 @@ def add_radiograph(dataset: Dataset, profile: DicomProfile, facts: PromptFacts, 
     dataset.PositionerType = ""
     if facts.view_position:
         dataset.ViewPosition = facts.view_position
-    dataset.ViewCodeSequence = [_coded(VIEW_CODES[facts.view_position])]
-    dataset.PatientOrientation = list(PATIENT_ORIENTATION[facts.view_position or "PA"])
+    dataset.ViewCodeSequence = [_coded(dicom_profiles.VIEW_CODES[facts.view_position])]
+    dataset.PatientOrientation = list(dicom_profiles.PATIENT_ORIENTATION[facts.view_position or "PA"])
     dataset.AcquisitionContextSequence = []
 
 
@@ -35,7 +37,7 @@ def add_slice(
     """Add the plane of a CT or MR image: a slice of its own through the origin, and no part of a volume."""
     # Image Plane
     plane = facts.plane or profile.planes[0]
-    orientation = IMAGE_ORIENTATION[plane]
+    orientation = dicom_profiles.IMAGE_ORIENTATION[plane]
     across, down = np.array(orientation[:3]), np.array(orientation[3:])
     corner = -spacing * ((shape[1] - 1) / 2.0 * across + (shape[0] - 1) / 2.0 * down)
     dataset.ImageOrientationPatient = list(orientation)
@@ -43,7 +45,7 @@ def add_slice(
     dataset.PixelSpacing = [decimal(spacing), decimal(spacing)]
     dataset.SliceThickness = decimal(profile.slice_thickness or 0.0)
     dataset.SliceLocation = "0"
-    dataset.PatientOrientation = list(PATIENT_ORIENTATION[plane])
+    dataset.PatientOrientation = list(dicom_profiles.PATIENT_ORIENTATION[plane])
     dataset.AcquisitionNumber = 1
 
 
@@ -93,7 +95,7 @@ def add_specimen(dataset: Dataset, profile: DicomProfile, facts: PromptFacts, sp
     dataset.ContainerTypeCodeSequence = [_coded(Code("433466003", "SCT", "Microscope slide"))]
     specimen = Dataset()
     specimen.SpecimenIdentifier = identifier
-    specimen.SpecimenUID = uid_of("specimen", dataset.SeriesInstanceUID)
+    specimen.SpecimenUID = dicom_provenance.uid_of("specimen", dataset.SeriesInstanceUID)
     specimen.IssuerOfTheSpecimenIdentifierSequence = []
     specimen.SpecimenTypeCodeSequence = [_coded(profile.specimen_type)] if profile.specimen_type else []
     specimen.SpecimenShortDescription = f"SYNTHETIC {profile.title}"
@@ -103,7 +105,10 @@ def add_specimen(dataset: Dataset, profile: DicomProfile, facts: PromptFacts, sp
         step.SpecimenPreparationStepContentItemSequence = [
             _content_item(Code("121041", "DCM", "Specimen Identifier"), identifier),
             _content_item(Code("111701", "DCM", "Processing type"), Code("127790008", "SCT", "Staining")),
-            *(_content_item(Code("424361007", "SCT", "Using substance"), stain) for stain in STAIN_CODES[facts.stain]),
+            *(
+                _content_item(Code("424361007", "SCT", "Using substance"), stain)
+                for stain in dicom_profiles.STAIN_CODES[facts.stain]
+            ),
         ]
         specimen.SpecimenPreparationSequence = [step]
     dataset.SpecimenDescriptionSequence = [specimen]
@@ -123,7 +128,7 @@ def add_secondary_capture(dataset: Dataset, facts: PromptFacts) -> None:
     dataset.PatientOrientation = ""
     if facts.body_part is not None:
         dataset.BodyPartExamined = facts.body_part
-    if facts.body_part is None or facts.body_part in PAIRED_BODY_PARTS:  # of others it may not be said
+    if facts.body_part is None or facts.body_part in dicom_prompt.PAIRED_BODY_PARTS:  # of others it may not be said
         dataset.Laterality = facts.laterality if facts.laterality in ("L", "R") else ""
 
 

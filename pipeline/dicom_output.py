@@ -13,33 +13,23 @@ from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import PYDICOM_IMPLEMENTATION_UID, ExplicitVRLittleEndian
 
-from .dicom_files import file_stem, write_files
-from .dicom_modules import (
-    add_contrast,
-    add_ct,
-    add_mr,
-    add_pixels,
-    add_radiograph,
-    add_secondary_capture,
-    add_slice,
-    add_specimen,
-)
-from .dicom_patient import (
-    Patient,
-    Study,
-    age_of,
-    full_years_between,
-    given_values,
-    names_someone,
-    parsed_date,
-    sex_of,
-    written_date,
-    years_of,
-)
-from .dicom_pixels import COMPRESSIONS, compress, quantise, to_picture
-from .dicom_profiles import DicomProfile
-from .dicom_prompt import PromptFacts, parse_prompt
-from .dicom_provenance import MANUFACTURER, Recipe, date_and_time_of, digest_of, header_text, mark_synthetic, uid_of
+from . import dicom_files, dicom_modules, dicom_patient, dicom_pixels, dicom_profiles, dicom_prompt, dicom_provenance
+
+file_stem = dicom_files.file_stem
+write_files = dicom_files.write_files
+Patient = dicom_patient.Patient
+Study = dicom_patient.Study
+full_years_between = dicom_patient.full_years_between
+parsed_date = dicom_patient.parsed_date
+written_date = dicom_patient.written_date
+years_of = dicom_patient.years_of
+COMPRESSIONS = dicom_pixels.COMPRESSIONS
+compress = dicom_pixels.compress
+quantise = dicom_pixels.quantise
+to_picture = dicom_pixels.to_picture
+DicomProfile = dicom_profiles.DicomProfile
+PromptFacts = dicom_prompt.PromptFacts
+Recipe = dicom_provenance.Recipe
 
 __all__ = [
     "COMPRESSIONS",
@@ -100,7 +90,7 @@ def to_dataset(
     for name, number in (("series_number", series_number), ("instance_number", instance_number)):
         if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < 2**31:
             raise ValueError(f"`{name}` is {number!r}; allowed are whole numbers from 0 to {2**31 - 1}")
-    facts = parse_prompt(recipe.prompt)
+    facts = dicom_prompt.parse_prompt(recipe.prompt)
     stored = quantise(pixels, profile, facts)
     dataset = Dataset()
     dataset.SpecificCharacterSet = "ISO_IR 192"
@@ -109,17 +99,17 @@ def to_dataset(
     _add_image(dataset, profile, recipe, patient, study, instance_number)
     spacing = profile.field_of_view / max(stored.shape[:2])
     if profile.modality == "DX":
-        add_radiograph(dataset, profile, facts, spacing)
+        dicom_modules.add_radiograph(dataset, profile, facts, spacing)
     elif profile.modality in ("CT", "MR"):
-        add_slice(dataset, profile, facts, spacing, stored.shape[:2])
-        add_contrast(dataset, profile, facts)
-        (add_ct if profile.modality == "CT" else add_mr)(dataset, facts)
+        dicom_modules.add_slice(dataset, profile, facts, spacing, stored.shape[:2])
+        dicom_modules.add_contrast(dataset, profile, facts)
+        (dicom_modules.add_ct if profile.modality == "CT" else dicom_modules.add_mr)(dataset, facts)
     elif profile.modality == "GM":
-        add_specimen(dataset, profile, facts, spacing)
+        dicom_modules.add_specimen(dataset, profile, facts, spacing)
     else:
-        add_secondary_capture(dataset, facts)
-    add_pixels(dataset, profile, facts, stored)
-    mark_synthetic(dataset, recipe)
+        dicom_modules.add_secondary_capture(dataset, facts)
+    dicom_modules.add_pixels(dataset, profile, facts, stored)
+    dicom_provenance.mark_synthetic(dataset, recipe)
     return dataset
 
 
@@ -141,8 +131,8 @@ def _add_patient_and_study(
 ) -> None:
     # Patient
     key = _study_key(patient, study, recipe)
-    made_up = digest_of("patient", key)[:8].upper()
-    sex, age = sex_of(patient, facts), age_of(patient, facts)
+    made_up = dicom_provenance.digest_of("patient", key)[:8].upper()
+    sex, age = dicom_patient.sex_of(patient, facts), dicom_patient.age_of(patient, facts)
     date, time, birth_date = _dates(patient, study, age, key)
     if age is None and patient.birth_date is not None:
         age = f"{full_years_between(parsed_date(birth_date), date):03d}Y"
@@ -154,7 +144,7 @@ def _add_patient_and_study(
     if age is not None:
         dataset.PatientAge = age
     # General Study
-    dataset.StudyInstanceUID = uid_of("study", key, written_date(date) if patient.birth_date else "")
+    dataset.StudyInstanceUID = dicom_provenance.uid_of("study", key, written_date(date) if patient.birth_date else "")
     dataset.StudyDate = written_date(date)
     dataset.StudyTime = time
     dataset.StudyID = study.id or made_up
@@ -165,15 +155,17 @@ def _add_patient_and_study(
 
 def _study_key(patient: Patient, study: Study, recipe: Recipe) -> str:
     """Give what the study, the patient and the dates follow from."""
-    values = given_values(patient, study)
+    values = dicom_patient.given_values(patient, study)
     values.pop("study.series_description", None)
     # A sex, an age or a description alone names nobody: without the request, strangers would share one study.
-    return digest_of(values, "" if names_someone(patient, study) else recipe.request_digest())
+    return dicom_provenance.digest_of(
+        values, "" if dicom_patient.names_someone(patient, study) else recipe.request_digest()
+    )
 
 
 def _dates(patient: Patient, study: Study, age: str | None, key: str) -> tuple[datetime.date, str, str]:
     """Give study date, study time and birth date, which agree with the age."""
-    date, time = date_and_time_of(key)
+    date, time = dicom_provenance.date_and_time_of(key)
     clock = str(study.time or f"{time:%H%M%S}")
     if patient.birth_date is None:
         date = parsed_date(str(study.date)) if study.date else date
@@ -213,7 +205,7 @@ def _add_series_and_equipment(
     # General Series
     dataset.Modality = profile.modality
     series = (dataset.StudyInstanceUID, recipe.request_digest(), study.series_description)
-    dataset.SeriesInstanceUID = uid_of("series", *series)
+    dataset.SeriesInstanceUID = dicom_provenance.uid_of("series", *series)
     dataset.SeriesNumber = series_number
     dataset.SeriesDescription = study.series_description or _title(profile, facts)
     dataset.SeriesDate, dataset.SeriesTime = dataset.StudyDate, dataset.StudyTime
@@ -221,14 +213,14 @@ def _add_series_and_equipment(
         dataset.BodyPartExamined = profile.body_part
     # Frame of Reference
     if profile.planes:
-        dataset.FrameOfReferenceUID = uid_of("frame of reference", *series)
+        dataset.FrameOfReferenceUID = dicom_provenance.uid_of("frame of reference", *series)
         dataset.PositionReferenceIndicator = ""
         dataset.PatientPosition = "HFS"
     # General Equipment
-    dataset.Manufacturer = MANUFACTURER
-    dataset.ManufacturerModelName = header_text(recipe.model, 64) or MANUFACTURER
-    dataset.DeviceSerialNumber = header_text(recipe.model_sha256, 64) or "0"
-    dataset.SoftwareVersions = MANUFACTURER
+    dataset.Manufacturer = dicom_provenance.MANUFACTURER
+    dataset.ManufacturerModelName = dicom_provenance.header_text(recipe.model, 64) or dicom_provenance.MANUFACTURER
+    dataset.DeviceSerialNumber = dicom_provenance.header_text(recipe.model_sha256, 64) or "0"
+    dataset.SoftwareVersions = dicom_provenance.MANUFACTURER
 
 
 def _title(profile: DicomProfile, facts: PromptFacts) -> str:
@@ -249,8 +241,8 @@ def _add_image(
 ) -> None:
     # SOP Common
     dataset.SOPClassUID = profile.sop_class_uid
-    given = given_values(patient, study)
-    dataset.SOPInstanceUID = uid_of("instance", dataset.SeriesInstanceUID, recipe.digest(), given)
+    given = dicom_patient.given_values(patient, study)
+    dataset.SOPInstanceUID = dicom_provenance.uid_of("instance", dataset.SeriesInstanceUID, recipe.digest(), given)
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.FileMetaInformationGroupLength = 0  # reckoned anew when written
     dataset.file_meta.FileMetaInformationVersion = b"\0\1"

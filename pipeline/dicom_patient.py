@@ -6,8 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-from .dicom_prompt import MAXIMUM_AGE, PromptFacts
-from .dicom_provenance import MARK, marked, marked_name
+from . import dicom_prompt, dicom_provenance
 
 _DAYS_PER_YEAR = 365.25
 _AGE_STRING = re.compile(r"(\d{3})([DWMY])", re.ASCII)
@@ -79,7 +78,7 @@ class Study:
     def __post_init__(self) -> None:
         """Check every value and bring it to the form that the header has."""
         for name in ("description", "series_description"):
-            _set(self, name, _text(getattr(self, name), f"study.{name}", 64, marked))
+            _set(self, name, _text(getattr(self, name), f"study.{name}", 64, dicom_provenance.marked))
         for name in ("accession_number", "id"):
             _set(self, name, _text(getattr(self, name), f"study.{name}", 16))
         _set(self, "date", _date(self.date, "study.date"))
@@ -100,7 +99,7 @@ def names_someone(patient: Patient, study: Study) -> bool:
     return any((patient.name, patient.id, study.id, study.accession_number))
 
 
-def sex_of(patient: Patient, facts: PromptFacts) -> str | None:
+def sex_of(patient: Patient, facts: dicom_prompt.PromptFacts) -> str | None:
     """Give the sex for the header.
 
     Raises
@@ -113,7 +112,7 @@ def sex_of(patient: Patient, facts: PromptFacts) -> str | None:
     return patient.sex or facts.sex
 
 
-def age_of(patient: Patient, facts: PromptFacts) -> str | None:
+def age_of(patient: Patient, facts: dicom_prompt.PromptFacts) -> str | None:
     """Give the age for the header, as a DICOM age string.
 
     Raises
@@ -193,7 +192,7 @@ def _text(value: object, name: str, length: int, mark: Callable[[str], str] | No
     whole = mark(text) if mark else text
     if len(whole) > length:
         allowed = length - (len(whole) - len(text))
-        why = f" (the mark {MARK} takes the rest of {length})" if allowed < length else ""
+        why = f" (the mark {dicom_provenance.MARK} takes the rest of {length})" if allowed < length else ""
         raise ValueError(f"`{name}` has {len(text)} characters; at most {allowed} are allowed{why}")
     return text
 
@@ -212,11 +211,11 @@ def _person_name(value: object, name: str, mark: bool = True) -> str | None:
     groups = text.split("=")
     if len(groups) > 3 or any(group.count("^") > 4 for group in groups):
         raise ValueError(f"`{name}` is {text!r}; a name has at most 5 components (^) and 3 groups (=)")
-    whole = marked_name(text) if mark else text
+    whole = dicom_provenance.marked_name(text) if mark else text
     for given, group in zip(groups, whole.split("="), strict=True):
         if len(group) > 64:
             allowed = 64 - (len(group) - len(given))
-            why = f" (the mark {MARK} takes the rest of 64)" if allowed < 64 else ""
+            why = f" (the mark {dicom_provenance.MARK} takes the rest of 64)" if allowed < 64 else ""
             raise ValueError(f"`{name}` has {len(given)} characters; at most {allowed} are allowed{why}")
     return text
 
@@ -228,13 +227,15 @@ def _age(value: object) -> str | None:
         text = value.strip().upper()
         if not text:
             return None
-        if _AGE_STRING.fullmatch(text) and years_of(text) <= MAXIMUM_AGE:
+        if _AGE_STRING.fullmatch(text) and years_of(text) <= dicom_prompt.MAXIMUM_AGE:
             return text
     elif not isinstance(value, bool) and hasattr(value, "__float__"):
         years = float(value)
-        if math.isfinite(years) and 0.0 <= years <= MAXIMUM_AGE:
+        if math.isfinite(years) and 0.0 <= years <= dicom_prompt.MAXIMUM_AGE:
             return age_string(years)
-    raise ValueError(f"`patient.age` is {value!r}; allowed are 0 to {MAXIMUM_AGE:.0f} (years) and '054Y' or '004M'")
+    raise ValueError(
+        f"`patient.age` is {value!r}; allowed are 0 to {dicom_prompt.MAXIMUM_AGE:.0f} (years) and '054Y' or '004M'"
+    )
 
 
 def _date(value: object, name: str) -> str | None:

@@ -7,8 +7,9 @@ from PIL import Image
 from pydicom import Dataset
 from pydicom.uid import UID, JPEG2000Lossless, JPEGLSLossless, RLELossless
 
-from .dicom_profiles import DicomProfile
-from .dicom_prompt import PromptFacts
+from . import dicom_profiles, dicom_prompt
+
+DicomProfile = dicom_profiles.DicomProfile
 
 COMPRESSIONS: dict[str, UID] = {"jpeg2000": JPEG2000Lossless, "jpegls": JPEGLSLossless, "rle": RLELossless}
 
@@ -22,7 +23,7 @@ _OVERSHOOT = 1e-3
 _COLOURED = 0.02
 
 
-def quantise(pixels: np.ndarray, profile: DicomProfile, facts: PromptFacts | None = None) -> np.ndarray:
+def quantise(pixels: np.ndarray, profile: DicomProfile, facts: dicom_prompt.PromptFacts | None = None) -> np.ndarray:
     """Turn float pixels into the values that the profile stores.
 
     Parameters

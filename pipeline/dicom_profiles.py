@@ -15,8 +15,7 @@ from dataclasses import dataclass
 
 from pydicom import uid
 
-from .dicom_prompt import parse_prompt
-from .dicom_windows import HOUNSFIELD_WINDOWS, HounsfieldWindow
+from . import dicom_prompt, dicom_windows
 
 
 @dataclass(frozen=True)
@@ -84,11 +83,11 @@ class DicomProfile:
     specimen_type: Code | None = None
     illumination: tuple[Code, Code] | None = None
 
-    def window(self, name: str | None) -> HounsfieldWindow | None:
+    def window(self, name: str | None) -> dicom_windows.HounsfieldWindow | None:
         """Give the HU window of a name found in a prompt, or the usual one; None where there are no HU."""
         if self.hounsfield_window is None:
             return None
-        return HOUNSFIELD_WINDOWS[name or self.hounsfield_window]
+        return dicom_windows.HOUNSFIELD_WINDOWS[name or self.hounsfield_window]
 
 
 # Row direction, then column direction, for pictures whose left side is the patient's right (or front).
@@ -335,7 +334,7 @@ def choose_profile(prompt: str, modality: str | None = None, adapter: str | None
             f"`prompt` names no modality: {_shortened(prompt)!r}; say it in the prompt (for example 'chest X-ray') or "
             f"give `modality`, one of {_allowed()}"
         )
-    body_part = parse_prompt(prompt).body_part
+    body_part = dicom_prompt.parse_prompt(prompt).body_part
     if found in _FITTING_BODY_PARTS and body_part is not None and body_part not in _FITTING_BODY_PARTS[found]:
         raise ValueError(
             f"`prompt` asks for {found} of {body_part}, which no profile describes; give `modality`, one of "
@@ -374,7 +373,7 @@ def _profile_name(modality: str, prompt: str) -> str:
         return "nuclei-histology" if _asks_for_histology(prompt.lower()) else "nuclei-fluorescence"
     if modality != "ct":
         return modality
-    body_part = parse_prompt(prompt).body_part
+    body_part = dicom_prompt.parse_prompt(prompt).body_part
     if body_part in ("CHEST", "HEART"):
         return "ct-chest"
     return "ct-head" if body_part in ("HEAD", "BRAIN") or _HEAD_WORDS.search(prompt.lower()) else "ct-chest"

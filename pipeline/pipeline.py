@@ -27,7 +27,9 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-# diffusers copies custom code file by file: every sibling stands here, also those that only a sibling needs.
+# diffusers copies custom code file by file: every sibling stands here, also those that only a sibling needs. It finds
+# them by searching for `from .name import`, in the siblings too, and asks the Hub anew on every path that leads to one:
+# nearly a hundred times a load. It does not see `from . import name`, so that is how siblings import each other.
 from .adapter_files import read_adapter  # noqa: F401
 from .adapter_names import find_adapter  # noqa: F401
 from .adapter_use import AdapterMixin, uses_adapter_of_modality

@@ -30,8 +30,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch.nn import functional
 
-from .adapter_names import WEIGHT_NAME, is_hub_id
-from .dicom_provenance import CopyCheck, Recipe
+from . import adapter_names, dicom_provenance
 
 INDEX_NAME = "memorisation_index.safetensors"
 FEATURES, CELLS, NEIGHBOURS, LARGEST = 64, 16, 20, 128
@@ -238,7 +237,7 @@ class MemorisationMixin:
         name = str(self.config.get("_name_or_path") or "")
         if name and (Path(name) / INDEX_NAME).is_file():
             return _read(Path(name) / INDEX_NAME)
-        if not is_hub_id(name):
+        if not adapter_names.is_hub_id(name):
             return None
         # diffusers loads a model of the Hub from a folder that is named by its commit: the index is to be of the same.
         folder = Path(str(self.vae.config.get("_name_or_path") or "")).parent
@@ -249,10 +248,10 @@ class MemorisationMixin:
         if not isinstance(source, (str, Path)):
             return None
         path = Path(source)
-        if path.is_dir() or path.name == options.get("weight_name", WEIGHT_NAME):
+        if path.is_dir() or path.name == options.get("weight_name", adapter_names.WEIGHT_NAME):
             folder = path / str(options.get("subfolder") or "") if path.is_dir() else path.parent
             return _read(folder / INDEX_NAME) if (folder / INDEX_NAME).is_file() else None
-        if path.exists() or not is_hub_id(str(source)):
+        if path.exists() or not adapter_names.is_hub_id(str(source)):
             return None
         known = ("revision", "subfolder", "token", "cache_dir", "local_files_only")
         return _fetched(str(source), {key: options[key] for key in known if key in options})
@@ -273,9 +272,9 @@ class MemorisationMixin:
         self,
         indexes: Sequence[tuple[str, MemorisationIndex]],
         latents: torch.Tensor,
-        recipes: Sequence[Recipe],
+        recipes: Sequence[dicom_provenance.Recipe],
         draw: Callable[[list[int], list[int]], torch.Tensor],
-    ) -> tuple[torch.Tensor, list[Recipe]]:
+    ) -> tuple[torch.Tensor, list[dicom_provenance.Recipe]]:
         """Replace copies by images of other seeds, at most three times each; the recipes say what was done.
 
         `draw` takes places in `latents` and a seed for each and gives new latents. An image depends on its own seed
@@ -287,7 +286,7 @@ class MemorisationMixin:
             images = self.decode_latents_to_float(latents[places])
             scores = torch.stack([index.score(images) for _, index in indexes]).amin(0)
             for place, score in zip(places, scores.tolist(), strict=True):
-                seen = CopyCheck(checked, round(score, 3), first[place], redraw)
+                seen = dicom_provenance.CopyCheck(checked, round(score, 3), first[place], redraw)
                 made[place] = replace(made[place], copy_check=seen)
             places = [place for place in places if made[place].copy_check.is_copy]  # type: ignore[union-attr]
             if not places or redraw == REDRAWS:

@@ -17,8 +17,7 @@ from typing import Any
 from diffusers.utils.dynamic_modules_utils import get_relative_imports
 from huggingface_hub import HfApi, ModelCard, ModelCardData
 
-from .adapter_names import is_hub_id
-from .pipeline_memorisation import INDEX_NAME
+from . import adapter_names, pipeline_memorisation
 
 _CARD = """
 # {title}
@@ -103,7 +102,7 @@ class SavingMixin:
         index.pop("_name_or_path", None)
         _write_whole(path, (json.dumps(index, indent=2) + "\n").encode())
         if memorised is not None:
-            memorised.save(folder / INDEX_NAME)
+            memorised.save(folder / pipeline_memorisation.INDEX_NAME)
         if push_to_hub:
             repo_id = hub.pop("repo_id", folder.resolve().name)
             self.push_to_hub(repo_id, variant=variant, max_shard_size=max_shard_size, **hub)
@@ -179,7 +178,7 @@ class SavingMixin:
             library_name="diffusers",
             pipeline_tag="text-to-image",
             tags=["text-to-image", "diffusers", "medical", "dicom", "synthetic"],
-            base_model=origin if is_hub_id(origin) and origin != repo_id else None,
+            base_model=origin if adapter_names.is_hub_id(origin) and origin != repo_id else None,
         )
         return str(
             ModelCard(f"---\n{data.to_yaml()}\n---\n{_CARD.format(title=repo_id.split('/')[-1], repo_id=repo_id)}")

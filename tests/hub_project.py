@@ -36,6 +36,7 @@ RECORD: dict[str, Any] = {
         "validation_people": 65,
         "unreadable": 0,
         "licences": ["CC0"],
+        "attributions": ["somebody"],
     },
     "steps": 1234,
     "kept_step": 1200,

@@ -24,9 +24,10 @@ from pipeline.dicom_output import (
     write_files,
 )
 from pipeline.dicom_patient import age_string
-from pipeline.dicom_profiles import HOUNSFIELD_WINDOWS, PROFILES
+from pipeline.dicom_profiles import PROFILES
 from pipeline.dicom_prompt import PromptFacts
 from pipeline.dicom_provenance import read_recipe
+from pipeline.dicom_windows import HOUNSFIELD_WINDOWS
 from tests.dicom_samples import pixels_of, recipe_of, smooth_pixels
 
 GREY_PROFILES = [name for name in PROFILES if PROFILES[name].bits_stored > 8]

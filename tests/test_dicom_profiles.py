@@ -9,7 +9,6 @@ from pydicom.sr.codedict import codes
 
 from pipeline.dicom_profiles import (
     FAMILIES,
-    HOUNSFIELD_WINDOWS,
     MODALITIES,
     PROFILES,
     STAIN_CODES,
@@ -19,6 +18,7 @@ from pipeline.dicom_profiles import (
     modality_of,
     serves,
 )
+from pipeline.dicom_windows import HOUNSFIELD_WINDOWS
 
 SHARED_IMAGES = Path(__file__).resolve().parents[2] / "shared" / "data" / "images"
 

@@ -104,6 +104,7 @@ def test_goals_are_met_or_not_and_said():
         **{"of": "share_of_real", "at_least": 0.7, "value": 0.6, "met": False}
     }
     assert reached("sex", {"accuracy": 0.5}, 0.5) == {}
+    assert reached("blood-cell", {"accuracy": 0.9}, None)["goal"]["met"] is False  # the judge is never right
 
 
 def test_halves_tell_a_picture_from_its_mirror_image_and_swap_with_it():

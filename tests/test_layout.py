@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from diffusers.utils.dynamic_modules_utils import get_relative_import_files
 
 ROOT = Path(__file__).parents[1]
 OURS = ("pipeline", "lora", "evaluation", "hub_cards", "app", "app_adapters", "app_parts", "tests")
@@ -20,7 +22,8 @@ def imported(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found.add("." * node.level + (node.module or ""))
+            dots = "." * node.level
+            found |= {dots + node.module} if node.module else {dots + alias.name for alias in node.names}
     return found
 
 
@@ -50,6 +53,18 @@ def test_every_sibling_is_imported_directly_in_pipeline():
     siblings = {f".{p.stem}" for kind in kinds for p in (ROOT / "pipeline").glob(f"{kind}_*.py")}
     assert len(siblings) + 3 == len(list((ROOT / "pipeline").glob("*.py")))  # others would not be saved with the model
     assert siblings <= imported(ROOT / "pipeline" / "pipeline.py")
+
+
+def test_diffusers_comes_to_every_sibling_on_one_path():
+    """It asks the Hub once a path, not once a file; a sibling that imports another by its name makes new paths."""
+    found = get_relative_import_files(ROOT / "pipeline" / "pipeline.py")
+    own = {"__init__.py", "__main__.py", "pipeline.py"}
+    assert sorted(Path(name).name for name in found) == sorted({p.name for p in files("pipeline")} - own)
+
+
+def test_modules_of_the_pipeline_do_not_import_in_circles():
+    graph = {f".{path.stem}": imported(path) for path in files("pipeline")}
+    graphlib.TopologicalSorter(graph).prepare()  # raises
 
 
 @pytest.mark.parametrize("folder", ["lora", "evaluation", "pipeline"])

@@ -384,6 +384,16 @@ def test_imagefolder_with_everything(tmp_path):
     assert by_patient.groups.tolist() == [0, 0, 0, 0, 1, 1, 2, 2, 3]
 
 
+def test_groups_alone_are_not_called_people_and_sources_are_named_on_request(tmp_path):
+    folder = pictures(tmp_path, 6, group_id=list("aabbcc"), source=["Hospital A"] * 4 + ["Hospital B", ""])
+    data = read_training_data([folder], **SMALL)
+    assert data.people == 3 and not data.people_known and data.attributions == ()
+    data = read_training_data([folder], **SMALL, group_column="group_id", attribution_column="source")
+    assert data.people_known and data.attributions == ("Hospital A", "Hospital B")
+    with pytest.raises(ValueError, match="no column 'origin', which `attribution_column` asks for"):
+        read_training_data([folder], **SMALL, attribution_column="origin")
+
+
 def test_a_person_on_both_sides_of_the_given_split_is_reported(tmp_path):
     columns = {"split": ["train", "train", "val"], "group_id": ["a", "b", "a"]}
     with pytest.warns(UserWarning, match=r"1 person\(s\) on both sides"):

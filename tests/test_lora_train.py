@@ -412,7 +412,9 @@ def test_steps_do_not_depend_on_how_the_batch_is_divided(data, tiny_folder, tmp_
         assert torch.allclose(whole, (first + second) / 2, atol=1e-6)
 
 
-@pytest.mark.skipif("RUN_SLOW_TESTS" not in os.environ, reason="a full-size UNet: set RUN_SLOW_TESTS=1 (6 GB, minutes)")
+@pytest.mark.skipif(
+    "RUN_SLOW_TESTS" not in os.environ, reason="a full-size UNet: set RUN_SLOW_TESTS=1 (13 GB, half an hour)"
+)
 def test_full_size_stable_diffusion_15(tmp_path):
     """The 860 million parameters of Stable Diffusion 1.5, random, for two steps; says what memory it took."""
     parts = tiny_pipeline().components
