@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from pipeline.dicom_output import to_dataset, write_files
+from pipeline.dicom_files import write_files
+from pipeline.dicom_output import to_dataset
 from pipeline.dicom_profiles import PROFILES
 
 from .images import load_pipeline

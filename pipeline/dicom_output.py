@@ -13,36 +13,18 @@ from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import PYDICOM_IMPLEMENTATION_UID, ExplicitVRLittleEndian
 
-from . import dicom_files, dicom_modules, dicom_patient, dicom_pixels, dicom_profiles, dicom_prompt, dicom_provenance
+from . import dicom_modules, dicom_patient, dicom_pixels, dicom_profiles, dicom_prompt, dicom_provenance
 
-file_stem = dicom_files.file_stem
-write_files = dicom_files.write_files
 Patient = dicom_patient.Patient
 Study = dicom_patient.Study
 full_years_between = dicom_patient.full_years_between
 parsed_date = dicom_patient.parsed_date
 written_date = dicom_patient.written_date
 years_of = dicom_patient.years_of
-COMPRESSIONS = dicom_pixels.COMPRESSIONS
-compress = dicom_pixels.compress
 quantise = dicom_pixels.quantise
-to_picture = dicom_pixels.to_picture
 DicomProfile = dicom_profiles.DicomProfile
 PromptFacts = dicom_prompt.PromptFacts
 Recipe = dicom_provenance.Recipe
-
-__all__ = [
-    "COMPRESSIONS",
-    "Patient",
-    "Study",
-    "compress",
-    "file_stem",
-    "number_in_order",
-    "quantise",
-    "to_dataset",
-    "to_picture",
-    "write_files",
-]
 
 
 def to_dataset(

@@ -12,7 +12,10 @@ import numpy as np
 import pydicom
 import pytest
 
-from pipeline.dicom_output import COMPRESSIONS, Patient, Study, to_dataset, write_files
+from pipeline.dicom_files import write_files
+from pipeline.dicom_output import to_dataset
+from pipeline.dicom_patient import Patient, Study
+from pipeline.dicom_pixels import COMPRESSIONS
 from pipeline.dicom_profiles import PROFILES
 from pipeline.dicom_provenance import read_recipe
 from tests.dicom_samples import PROMPTS, pixels_of, recipe_of, smooth_pixels

@@ -13,17 +13,10 @@ from pydicom.config import RAISE, settings
 from pydicom.fileset import FileSet
 from pydicom.uid import ExplicitVRLittleEndian
 
-from pipeline.dicom_output import (
-    COMPRESSIONS,
-    Patient,
-    Study,
-    compress,
-    quantise,
-    to_dataset,
-    to_picture,
-    write_files,
-)
-from pipeline.dicom_patient import age_string
+from pipeline.dicom_files import write_files
+from pipeline.dicom_output import to_dataset
+from pipeline.dicom_patient import Patient, Study, age_string
+from pipeline.dicom_pixels import COMPRESSIONS, compress, quantise, to_picture
 from pipeline.dicom_profiles import PROFILES
 from pipeline.dicom_prompt import PromptFacts
 from pipeline.dicom_provenance import read_recipe
