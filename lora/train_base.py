@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from pipeline.pipeline import SyntheticDicomPipeline
 
 from . import base_autoencoder, base_text, base_unet
+from .base_autoencoder import read_autoencoder
 from .base_data import draw_weights, load_images, read_rows
 from .base_record import draw_loss_curve, earlier_record, read_stages, seconds_of, training_record
 from .checkpoint import load_checkpoint
@@ -80,13 +80,6 @@ class BaseConfig:
     )
     device: str = field(default="cpu", metadata={"help": "cpu or cuda"})
     seed: int = field(default=0, metadata={"help": "seed of all random draws"})
-
-
-def read_autoencoder(folder: Path) -> AutoencoderKL:
-    """The autoencoder in a folder, in float32; unlike `from_pretrained` it does not remember where it came from."""
-    model = AutoencoderKL.from_config(AutoencoderKL.load_config(folder))
-    model.load_state_dict(load_file(folder / "diffusion_pytorch_model.safetensors"))
-    return model
 
 
 def finished_autoencoder(config: BaseConfig) -> AutoencoderKL:
