@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import pydicom
-from PIL.PngImagePlugin import PngInfo
 
 from pipeline import read_recipe
 from pipeline.adapter_names import WEIGHT_NAME
-from pipeline.dicom_provenance import NOT_FOR_DIAGNOSIS
+from pipeline.dicom_files import png_notes
 
 # What the cards and the data set show of the base, by modality; adapters show the prompts that they were trained with.
 PROMPTS = {
@@ -129,9 +128,7 @@ class Sampler:
             self.cache.mkdir(parents=True, exist_ok=True)
             output = self._ready(request.adapter)(request.prompt, modality=request.modality, seed=request.seed)
             part = self.cache / "sample.part"
-            notes = PngInfo()  # as `pipeline.write_files` marks pictures
-            notes.add_text("Comment", NOT_FOR_DIAGNOSIS)
-            notes.add_text("Recipe", output.recipes[0].to_json())
+            notes = png_notes(output.images[0], output.recipes[0])
             output.images[0].save(part, format="PNG", optimize=True, pnginfo=notes)
             part.replace(png)
             output.dicoms[0].save_as(part)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from diffusers.models.resnet import ResnetBlock2D
+from safetensors.torch import load_file
 from tqdm.auto import tqdm
 
 from .checkpoint import load_checkpoint, log_line, save_checkpoint
@@ -89,6 +90,13 @@ def build_autoencoder() -> AutoencoderKL:
     for module in model.modules():
         if isinstance(module, ResnetBlock2D):
             torch.nn.init.zeros_(module.conv2.weight)
+    return model
+
+
+def read_autoencoder(folder: Path) -> AutoencoderKL:
+    """The autoencoder in a folder, in float32; unlike `from_pretrained` it does not remember where it came from."""
+    model = AutoencoderKL.from_config(AutoencoderKL.load_config(folder))
+    model.load_state_dict(load_file(folder / "diffusion_pytorch_model.safetensors"))
     return model
 
 

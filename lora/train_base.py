@@ -22,15 +22,16 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from pipeline.pipeline import SyntheticDicomPipeline
 
 from . import base_autoencoder, base_text, base_unet
+from .base_autoencoder import read_autoencoder
 from .base_data import draw_weights, load_images, read_rows
 from .base_record import draw_loss_curve, earlier_record, read_stages, seconds_of, training_record
 from .checkpoint import load_checkpoint
+from .image_noise import measure_image_noise
 
 SHEET_EVERY = 1000
 STAGES = ("autoencoder", "decoder", "text", "unet-128", "unet", "export")
@@ -80,13 +81,6 @@ class BaseConfig:
     )
     device: str = field(default="cpu", metadata={"help": "cpu or cuda"})
     seed: int = field(default=0, metadata={"help": "seed of all random draws"})
-
-
-def read_autoencoder(folder: Path) -> AutoencoderKL:
-    """The autoencoder in a folder, in float32; unlike `from_pretrained` it does not remember where it came from."""
-    model = AutoencoderKL.from_config(AutoencoderKL.load_config(folder))
-    model.load_state_dict(load_file(folder / "diffusion_pytorch_model.safetensors"))
-    return model
 
 
 def finished_autoencoder(config: BaseConfig) -> AutoencoderKL:
@@ -176,7 +170,7 @@ def assemble(config: BaseConfig, vae: AutoencoderKL, unet: UNet2DConditionModel)
         scheduler=base_unet.build_scheduler(),
         model_name="synthetic-dicom",
         default_num_inference_steps=25,
-        default_guidance_scale=2.0,
+        default_guidance_scale=3.0,
     )
 
 
@@ -286,9 +280,12 @@ def export(config: BaseConfig, rows: list[dict[str, str]], images: np.ndarray, v
     if not load_checkpoint(config.work / stage, {"ema": unet})[0]:
         raise FileNotFoundError(f"no denoiser in {config.work}: run the stage 'unet' first")
     pipe = assemble(config, vae.cpu(), unet)
+    noise = measure_image_noise(pipe.vae, rows, images)
+    pipe.register_to_config(image_noise=noise["image_noise"] or None)
     settings = {k: v for k, v in dataclasses.asdict(config).items() if not isinstance(v, Path) and v is not None}
     record: dict[str, Any] = {"command": "python -m lora.train_base", "config": settings}
     record |= training_record(config.data, config.work, rows, images, pipe, earlier_record(config.init))
+    record |= {"image_noise_kid": noise["kid"]}
     record["hardware"]["device"] = config.device
     save_half(pipe, config.out)
     (config.out / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

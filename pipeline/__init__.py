@@ -7,6 +7,8 @@ from .dicom_input import InputImage, read_image, square
 from .dicom_patient import Patient, Study
 from .dicom_profiles import MODALITIES, PROFILES
 from .dicom_provenance import Recipe, read_recipe
+from .dicom_seal import sign
+from .verification import Verification, verify
 
 __version__ = "0.1.0"
 
@@ -19,9 +21,13 @@ __all__ = [
     "Study",
     "SyntheticDicomPipeline",
     "SyntheticDicomPipelineOutput",
+    "Verification",
     "read_image",
     "read_recipe",
+    "replay",
+    "sign",
     "square",
+    "verify",
     "write_files",
 ]
 
@@ -32,4 +38,8 @@ def __getattr__(name: str) -> Any:
         from .pipeline import SyntheticDicomPipeline, SyntheticDicomPipelineOutput
 
         return {c.__name__: c for c in (SyntheticDicomPipeline, SyntheticDicomPipelineOutput)}[name]
+    if name == "replay":
+        from .replaying import replay
+
+        return replay
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,7 @@
-"""The command line: `python -m pipeline generate "PROMPT" --out DIR`.
+"""The command line: `python -m pipeline generate "PROMPT" --out DIR`, `verify FILE...` and `replay FILE... --out DIR`.
 
-Prints one written path a line. Exit status 0; 2 with one line on stderr for bad input, and nothing is left in DIR.
+`generate` prints one written path a line. Exit status 0; 2 with one line on stderr for bad input, and nothing is left
+in DIR. For the others, and for a list of prompts, see `commands`.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from . import commands as more_commands
 from .adapter_names import parse_adapter, shipped_adapters
 from .dicom_files import write_files
 from .dicom_patient import Patient, Study
 from .dicom_pixels import COMPRESSIONS
 from .dicom_profiles import MODALITY_NAMES, choose_profile
+from .dicom_seal import read_key
 
 
 class _Parser(argparse.ArgumentParser):
@@ -34,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser("python -m pipeline", description="Synthetic medical images as DICOM. Not for diagnosis.")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
     generate = commands.add_parser("generate", help="make images from a prompt, or from a prompt and an image")
-    generate.add_argument("prompt", help='for example "axial T1 brain MRI with contrast, meningioma"')
+    generate.add_argument("prompt", nargs="?", help='for example "axial T1 brain MRI with contrast, meningioma"')
     generate.add_argument("--out", required=True, metavar="DIR", type=Path, help="folder to write into")
     generate.add_argument(
         "--modality", metavar="M", help=f"one of {', '.join(MODALITY_NAMES)}; by default what the prompt names"
@@ -59,6 +62,17 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument("--dicomdir", action="store_true", help="write a DICOM file set with a DICOMDIR")
     generate.add_argument("--model", metavar="M", help="folder or Hub id of another model")
     generate.add_argument("--device", metavar="D", help="cpu, cuda or mps; by default the best there is")
+    generate.add_argument("--sign-key", metavar="FILE", type=Path, help="sign each image with the key in this file")
+    generate.add_argument(
+        "--from-csv",
+        metavar="FILE",
+        type=Path,
+        help=f"a list of prompts instead of one, with the columns {', '.join(more_commands.batch_csv.COLUMNS)}; "
+        "what is there already is not made again",
+    )
+    generate.add_argument("--workers", metavar="N", type=int, default=1, help="processes for a list of prompts (1)")
+    more_commands.add_verify(commands)
+    more_commands.add_replay(commands, _fields(Patient), _fields(Study))
     return parser
 
 
@@ -86,31 +100,23 @@ def _made(cls: type[Any], pairs: list[str], option: str) -> Any:
 
 
 def generate(options: argparse.Namespace) -> list[Path]:
-    """Carry out `generate`; returns the written paths."""
-    if options.compress is not None and options.compress not in COMPRESSIONS:
-        raise ValueError(f"`--compress` is {options.compress!r}; allowed are {', '.join(COMPRESSIONS)}")
+    """Carry out `generate` with one prompt; returns the written paths."""
+    if options.prompt is None:
+        raise ValueError("`prompt` is missing; give one, or a list of prompts with `--from-csv`")
+    if options.workers != 1:
+        raise ValueError("`--workers` needs `--from-csv`")
     if options.image is None and (options.strength is not None or options.frame is not None):
         raise ValueError("`--strength` and `--frame` need `--image`")
     if options.image is not None and not options.image.is_file():
         raise ValueError("`--image` is no file")
-    if options.out.exists() and not options.out.is_dir():
-        raise ValueError(f"`--out` is {str(options.out)!r}, which is no folder")
-    if options.model is not None and not Path(options.model).is_dir() and options.model.count("/") != 1:
-        raise ValueError(f"`--model` is {options.model!r}; allowed is a folder or a Hub id such as org/name")
-    patient, study = _made(Patient, options.patient, "--patient"), _made(Study, options.study, "--study")
+    patient, study, key = _checked(options)
     adapters = [parse_adapter(text) for text in options.adapter]
     if options.modality is not None or not adapters:  # else the adapter may say what the prompt does not
         choose_profile(options.prompt, options.modality)
     # torch takes seconds to import: only after the options have been found good
-    from diffusers.utils import logging as diffusers_logging
-    from huggingface_hub.utils import disable_progress_bars
-    from transformers.utils import logging as transformers_logging
-
     from .pipeline import SyntheticDicomPipeline, best_device
 
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
-    disable_progress_bars()
+    more_commands.quieten()
     pipe = SyntheticDicomPipeline.from_pretrained(options.model or Path(__file__).parent)
     try:
         pipe.to(options.device or best_device())
@@ -143,7 +149,20 @@ def generate(options: argparse.Namespace) -> list[Path]:
         zip_archive=options.zip,
         dicomdir=options.dicomdir,
         png_pixels=pictures,
+        key=key,
     )
+
+
+def _checked(options: argparse.Namespace) -> tuple[Patient | None, Study | None, bytes | None]:
+    """Check what one prompt and a list of them share; gives patient, study and key."""
+    if options.compress is not None and options.compress not in COMPRESSIONS:
+        raise ValueError(f"`--compress` is {options.compress!r}; allowed are {', '.join(COMPRESSIONS)}")
+    if options.out.exists() and not options.out.is_dir():
+        raise ValueError(f"`--out` is {str(options.out)!r}, which is no folder")
+    if options.model is not None and not Path(options.model).is_dir() and options.model.count("/") != 1:
+        raise ValueError(f"`--model` is {options.model!r}; allowed is a folder or a Hub id such as org/name")
+    key = None if options.sign_key is None else read_key(options.sign_key)
+    return _made(Patient, options.patient, "--patient"), _made(Study, options.study, "--study"), key
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -152,6 +171,13 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.simplefilter("ignore")
     try:
+        if options.command == "verify":
+            return more_commands.run_verify(options)
+        if options.command == "replay":
+            patient, study = _made(Patient, options.patient, "--patient"), _made(Study, options.study, "--study")
+            return more_commands.run_replay(options, patient, study)
+        if options.from_csv is not None:
+            return more_commands.run_batch(options, *_checked(options))
         for path in generate(options):
             print(path)
     except (ValueError, OSError) as error:

@@ -226,6 +226,17 @@ class AdapterMixin:
         else:
             self._activate([])
 
+    def weigh_adapters(self, weights: Mapping[str, Mapping[str, float]]) -> None:
+        """Bring adapters in use to weights as `adapters_in_use` lists them: by name, then by the place behind a colon.
+
+        The place "" is the whole adapter.
+        """
+        for path, layer in self._layers():
+            for name, places in weights.items():
+                fitting = [place for place in places if not place or f"{path}.".startswith(f"{place}.")]
+                if name in layer.lora_A and fitting:
+                    layer.set_scale(name, places[max(fitting, key=len)])
+
     def _checked(self, adapter_names: str | Sequence[str]) -> list[str]:
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         if missing := [name for name in names if name not in self._loaded()]:

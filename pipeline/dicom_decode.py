@@ -85,6 +85,15 @@ def decode_dicom(
     return pixels, modality if modality in MODALITIES else None, spacing, aspect
 
 
+def decode_stored(dataset: Dataset) -> np.ndarray:
+    """Decode the stored values, integers, of an object of one frame; colours come back as RGB."""
+    layout = _layout(dataset)
+    if layout.frames != 1 or layout.keyword != "PixelData":
+        raise ImageInputError("`image`: the DICOM object has several frames, or pixels that are no whole numbers.")
+    unreadable = "`image`: the pixels of the DICOM object are damaged, cut short or not as its header describes them."
+    return attempt(lambda: _stored_pixels(dataset, layout, 0), unreadable)
+
+
 def _layout(dataset: Dataset) -> _Layout:
     keywords = [keyword for keyword in dicom_limits.PIXEL_KEYWORDS if keyword in dataset]
     if not keywords:

@@ -1,5 +1,6 @@
 """Write datasets as files: DICOM, zip, DICOMDIR and PNG; all of them or none."""
 
+import copy
 import hashlib
 import os
 import tempfile
@@ -8,11 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from pydicom import Dataset, dcmread
 from pydicom.fileset import FileSet
 
-from . import dicom_pixels, dicom_profiles, dicom_provenance
+from . import dicom_pixels, dicom_profiles, dicom_provenance, dicom_seal
 
 _ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # a fixed one: the same images give the same archive
 
@@ -25,6 +27,7 @@ def write_files(
     zip_archive: bool = False,
     dicomdir: bool = False,
     png_pixels: Sequence[np.ndarray] | None = None,
+    key: bytes | None = None,
 ) -> list[Path]:
     """Write datasets into a folder: all of them, or on any failure none.
 
@@ -42,6 +45,8 @@ def write_files(
         Write a DICOM file set: a DICOMDIR, and the images in folders under the short names that it demands.
     png_pixels : sequence of numpy.ndarray, optional
         Float pixels of each dataset, for a PNG of each.
+    key : bytes, optional
+        Sign every image with it; see `dicom_seal`.
 
     Returns
     -------
@@ -60,13 +65,15 @@ def write_files(
     uids = [dataset.SOPInstanceUID for dataset in datasets]
     if len(set(uids)) != len(uids):
         raise ValueError("`datasets` holds one SOP Instance UID twice: the same image was made twice")
+    if key is not None:
+        datasets = [_signed(dataset, key) for dataset in datasets]
     if compression is not None:
         datasets = [dicom_pixels.compress(dataset, compression) for dataset in datasets]
     folder = Path(out)
     new_folders = _make(folder)
     try:
         with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder) as temporary:
-            parts = _write_parts(datasets, Path(temporary), dicomdir, png_pixels)
+            parts = _write_parts(datasets, Path(temporary), dicomdir, png_pixels, key)
             if zip_archive:
                 parts = [_zip(parts, Path(temporary), f"synthetic-{_short(*uids)}.zip")]
             return _move(parts, Path(temporary), folder)
@@ -78,8 +85,28 @@ def write_files(
 
 def file_stem(dataset: Dataset) -> str:
     """Give the file name, without its ending, of a dataset: profile, seed and a short digest."""
-    recipe = _recipe(dataset)
-    return f"{recipe.modality}-{recipe.seed}-{_short(dataset.SOPInstanceUID)}"
+    return stem_of(_recipe(dataset), dataset.SOPInstanceUID)
+
+
+def stem_of(recipe: dicom_provenance.Recipe, sop_instance_uid: str) -> str:
+    """Give the file name, without its ending, of the image of a recipe."""
+    return f"{recipe.modality}-{recipe.seed}-{_short(sop_instance_uid)}"
+
+
+def png_notes(picture: Image.Image, recipe: dicom_provenance.Recipe, key: bytes | None = None) -> PngInfo:
+    """Give the texts that a PNG carries: that it is synthetic, its recipe, and the digest over both."""
+    notes = PngInfo()
+    seal = dicom_seal.seal_of(np.asarray(picture), recipe)
+    notes.add_text("Comment", dicom_provenance.NOT_FOR_DIAGNOSIS)
+    notes.add_text("Recipe", recipe.to_json())
+    notes.add_text("Digest", (seal.signed(key) if key is not None else seal).to_json())
+    return notes
+
+
+def _signed(dataset: Dataset, key: bytes) -> Dataset:
+    dataset = copy.deepcopy(dataset)
+    dicom_seal.sign(dataset, key)
+    return dataset
 
 
 def _short(*values: str) -> str:
@@ -113,7 +140,11 @@ def _make(folder: Path) -> list[Path]:
 
 
 def _write_parts(
-    datasets: Sequence[Dataset], folder: Path, dicomdir: bool, png_pixels: Sequence[np.ndarray] | None
+    datasets: Sequence[Dataset],
+    folder: Path,
+    dicomdir: bool,
+    png_pixels: Sequence[np.ndarray] | None,
+    key: bytes | None,
 ) -> list[Path]:
     """Write every file under a temporary folder and give their paths."""
     written = []
@@ -127,10 +158,8 @@ def _write_parts(
     for dataset, pixels in zip(datasets, png_pixels if png_pixels is not None else (), strict=False):
         path = folder / f"{file_stem(dataset)}.png"
         recipe = _recipe(dataset)
-        notes = PngInfo()
-        notes.add_text("Comment", dicom_provenance.NOT_FOR_DIAGNOSIS)
-        notes.add_text("Recipe", recipe.to_json())
-        dicom_pixels.to_picture(pixels, dicom_profiles.PROFILES[recipe.modality]).save(path, pnginfo=notes)
+        picture = dicom_pixels.to_picture(pixels, dicom_profiles.PROFILES[recipe.modality])
+        picture.save(path, pnginfo=png_notes(picture, recipe, key))
         written.append(path)
     return written
 
@@ -159,19 +188,41 @@ def _zip(parts: Sequence[Path], folder: Path, name: str) -> Path:
 
 
 def _same(part: Path, target: Path) -> bool:
-    """Whether a file is there already: the same bytes, or the same image numbered otherwise by another call."""
+    """Whether a file is there already: the same bytes, or the same image of another call or of other versions."""
     if not target.is_file():
         return False
     if part.read_bytes() == target.read_bytes():
         return True
-    if part.suffix != ".dcm":
+    if part.suffix not in (".dcm", ".png"):
         return False
-    both = [dcmread(path, force=True) for path in (part, target)]
-    for dataset in both:
+    try:
+        mine, other = (_essence(path) for path in (part, target))
+    except Exception:  # what lies there may be anything
+        return False
+    # One that was made before there were signatures, or is signed, will do where none is asked for.
+    return mine[0] == other[0] and mine[1] in (None, other[1])
+
+
+def _essence(path: Path) -> tuple[object, str | None]:
+    """What makes a file this image, without numbers of the call, versions and digests that follow; its signature."""
+    if path.suffix == ".png":
+        with Image.open(path, formats=["PNG"]) as picture:
+            notes, pixels = dict(getattr(picture, "text", {})), np.asarray(picture)
+        recipe = dicom_provenance.Recipe.from_json(notes.get("Recipe", ""))
+        seal = dicom_seal.Seal.from_json(notes["Digest"]) if "Digest" in notes else None
+        content: object = (dicom_seal.pixel_digest(pixels), notes.get("Comment"))
+    else:
+        dataset = dcmread(path, force=True)
+        recipe, seal = _recipe(dataset), dicom_seal.read_seal(dataset)
         for keyword in ("SeriesNumber", "InstanceNumber"):
             if keyword in dataset:
                 delattr(dataset, keyword)
-    return both[0].file_meta == both[1].file_meta and both[0] == both[1]
+        for item in dataset.get("ContributingEquipmentSequence") or []:
+            item.pop("SoftwareVersions", None)
+        for tag in [tag for tag in dataset if tag.tag.group == dicom_provenance.PRIVATE_GROUP]:
+            del dataset[tag.tag]
+        content = (dataset.file_meta, dataset)
+    return (recipe.digest(), recipe.copy_check, content), seal.signature if seal else None
 
 
 def _move(parts: Sequence[Path], temporary: Path, folder: Path) -> list[Path]:

@@ -22,7 +22,7 @@ from . import dicom_decode, dicom_limits
 ImageInputError = dicom_limits.ImageInputError
 attempt = dicom_limits.attempt
 
-__all__ = ["ImageInputError", "InputImage", "read_image", "square"]
+__all__ = ["ImageInputError", "InputImage", "read_file", "read_image", "square"]
 
 DARK_BORDER = 0.06  # mean below which a border counts as background
 BORDER_WIDTH = 0.02  # of the side, at least one pixel
@@ -75,7 +75,7 @@ def read_image(image: Any, *, frame: int | None = None) -> InputImage:
         With one sentence that says why; it never repeats text of the input.
     """
     if isinstance(image, (str, os.PathLike)):
-        image = _read_file(image)
+        image = read_file(image)
     elif not isinstance(image, Dataset) and callable(getattr(image, "read", None)):
         image = _read_stream(image)
     with dicom_limits.quiet():
@@ -156,7 +156,7 @@ def resize(pixels: np.ndarray, rows: int, columns: int) -> np.ndarray:
     return result[..., 0] if pixels.ndim == 2 else result
 
 
-def _read_file(path: str | os.PathLike[str]) -> bytes:
+def read_file(path: str | os.PathLike[str]) -> bytes:
     """Read a file whole; the path is not repeated in errors, for file names carry patients' names."""
     status = attempt(lambda: Path(path).stat(), "`image` is a path at which there is no file that can be opened.")
     if stat.S_ISDIR(status.st_mode):

@@ -102,12 +102,12 @@ def looks_like_dicom(data: bytes) -> bool:
     return group_two_or_eight and (explicit or data[6:8] == b"\x00\x00") and len(data) > 8
 
 
-def parse_dicom(data: bytes) -> Dataset:
-    """Parse the few elements that make an image; everything else is skipped unread."""
+def parse_dicom(data: bytes, tags: list[str] | None = WANTED) -> Dataset:
+    """Parse the few elements that make an image; everything else is skipped unread. Of None, parse them all."""
     source = _CountingReader(_inflated(data))
     force = data[128:132] != b"DICM"
     return attempt(
-        lambda: pydicom.dcmread(source, force=force, specific_tags=list(WANTED)),
+        lambda: pydicom.dcmread(source, force=force, specific_tags=None if tags is None else list(tags)),
         "`image`: the DICOM header is damaged and cannot be read.",
     )
 

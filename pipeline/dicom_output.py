@@ -11,9 +11,17 @@ from collections.abc import Sequence
 import numpy as np
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
-from pydicom.uid import PYDICOM_IMPLEMENTATION_UID, ExplicitVRLittleEndian
+from pydicom.uid import PYDICOM_IMPLEMENTATION_UID, UID, ExplicitVRLittleEndian
 
-from . import dicom_modules, dicom_patient, dicom_pixels, dicom_profiles, dicom_prompt, dicom_provenance
+from . import (
+    dicom_modules,
+    dicom_patient,
+    dicom_pixels,
+    dicom_profiles,
+    dicom_prompt,
+    dicom_provenance,
+    dicom_seal,
+)
 
 Patient = dicom_patient.Patient
 Study = dicom_patient.Study
@@ -92,7 +100,27 @@ def to_dataset(
         dicom_modules.add_secondary_capture(dataset, facts)
     dicom_modules.add_pixels(dataset, profile, facts, stored)
     dicom_provenance.mark_synthetic(dataset, recipe)
+    dicom_seal.write_seal(dataset, dicom_seal.seal_of(stored, recipe, dataset))
     return dataset
+
+
+def uids_of(
+    recipe: Recipe,
+    patient: Patient | None = None,
+    study: Study | None = None,
+    facts: PromptFacts | None = None,
+) -> tuple[UID, UID, UID]:
+    """Give the UIDs of study, series and instance that `to_dataset` would write.
+
+    `facts` are those of the recipe's prompt, for callers that try many patients.
+    """
+    patient, study = patient or Patient(), study or Study()
+    facts = facts or dicom_prompt.parse_prompt(recipe.prompt)
+    key = _study_key(patient, study, recipe)
+    date, _, _ = _dates(patient, study, dicom_patient.age_of(patient, facts), key)
+    study_uid = _study_uid(key, date, patient)
+    series_uid = dicom_provenance.uid_of("series", *_series_key(study_uid, recipe, study))
+    return study_uid, series_uid, _instance_uid(series_uid, recipe, patient, study)
 
 
 def number_in_order(datasets: Sequence[Dataset]) -> None:
@@ -126,13 +154,26 @@ def _add_patient_and_study(
     if age is not None:
         dataset.PatientAge = age
     # General Study
-    dataset.StudyInstanceUID = dicom_provenance.uid_of("study", key, written_date(date) if patient.birth_date else "")
+    dataset.StudyInstanceUID = _study_uid(key, date, patient)
     dataset.StudyDate = written_date(date)
     dataset.StudyTime = time
     dataset.StudyID = study.id or made_up
     dataset.AccessionNumber = study.accession_number or ""
     dataset.ReferringPhysicianName = study.referring_physician_name or ""
     dataset.StudyDescription = study.description or ""
+
+
+def _study_uid(key: str, date: datetime.date, patient: Patient) -> UID:
+    return dicom_provenance.uid_of("study", key, written_date(date) if patient.birth_date else "")
+
+
+def _series_key(study_uid: str, recipe: Recipe, study: Study) -> tuple[str, str, str | None]:
+    return study_uid, recipe.request_digest(), study.series_description
+
+
+def _instance_uid(series_uid: str, recipe: Recipe, patient: Patient, study: Study) -> UID:
+    given = dicom_patient.given_values(patient, study)
+    return dicom_provenance.uid_of("instance", series_uid, recipe.digest(), given)
 
 
 def _study_key(patient: Patient, study: Study, recipe: Recipe) -> str:
@@ -186,7 +227,7 @@ def _add_series_and_equipment(
 ) -> None:
     # General Series
     dataset.Modality = profile.modality
-    series = (dataset.StudyInstanceUID, recipe.request_digest(), study.series_description)
+    series = _series_key(dataset.StudyInstanceUID, recipe, study)
     dataset.SeriesInstanceUID = dicom_provenance.uid_of("series", *series)
     dataset.SeriesNumber = series_number
     dataset.SeriesDescription = study.series_description or _title(profile, facts)
@@ -223,8 +264,7 @@ def _add_image(
 ) -> None:
     # SOP Common
     dataset.SOPClassUID = profile.sop_class_uid
-    given = dicom_patient.given_values(patient, study)
-    dataset.SOPInstanceUID = dicom_provenance.uid_of("instance", dataset.SeriesInstanceUID, recipe.digest(), given)
+    dataset.SOPInstanceUID = _instance_uid(dataset.SeriesInstanceUID, recipe, patient, study)
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.FileMetaInformationGroupLength = 0  # reckoned anew when written
     dataset.file_meta.FileMetaInformationVersion = b"\0\1"

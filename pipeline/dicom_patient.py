@@ -4,7 +4,8 @@ import datetime
 import math
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from typing import Any
 
 from . import dicom_prompt, dicom_provenance
 
@@ -85,6 +86,22 @@ class Study:
         _set(self, "time", _time(self.time, "study.time"))
         physician = _person_name(self.referring_physician_name, "study.referring_physician_name", mark=False)
         _set(self, "referring_physician_name", physician)
+
+
+def made(cls: type[Any], value: Any, name: str) -> Any:
+    """A Patient or Study from itself, a like dataclass of another copy of this code, a dictionary or None."""
+    if value is None or isinstance(value, cls):
+        return value
+    if is_dataclass(value) and type(value).__name__ == cls.__name__:
+        value = asdict(value)  # type: ignore[arg-type]
+    if not isinstance(value, dict):
+        raise ValueError(f"`{name}` must be a {cls.__name__} or a dictionary, not {type(value).__name__}")
+    try:
+        return cls(**value)
+    except TypeError as error:
+        raise ValueError(
+            f"`{name}` has an unknown field; allowed are {', '.join(f.name for f in fields(cls))}"
+        ) from error
 
 
 def given_values(patient: Patient, study: Study) -> dict[str, object]:

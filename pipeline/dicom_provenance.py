@@ -29,6 +29,7 @@ _RECIPE_ELEMENT = 0x01
 _FORMAT = 1
 _LONG_STRING = 64
 _SHORT_TEXT = 1024
+_LONGEST_TEXT = 2**20
 
 
 @dataclass(frozen=True)
@@ -260,7 +261,7 @@ def mark_synthetic(dataset: Dataset, recipe: Recipe) -> None:
         dataset.DerivationDescription += " " + recipe.copy_check.in_words()
     dataset.ContributingEquipmentSequence = [_synthesizing_equipment(recipe)]
     block = dataset.private_block(PRIVATE_GROUP, PRIVATE_CREATOR, create=True)
-    block.add_new(_RECIPE_ELEMENT, "UT", recipe.to_json())
+    dataset.add_new(block.get_tag(_RECIPE_ELEMENT), "UT", recipe.to_json())
 
 
 def read_recipe(dataset: Dataset) -> Recipe | None:
@@ -271,14 +272,28 @@ def read_recipe(dataset: Dataset) -> Recipe | None:
     ValueError
         If there is a recipe that cannot be understood.
     """
+    text = private_text(dataset, _RECIPE_ELEMENT)
+    return None if text is None else Recipe.from_json(text)
+
+
+def private_text(dataset: Dataset, element: int) -> str | None:
+    """Give the text of one of our private elements; None where it is absent.
+
+    Raises
+    ------
+    ValueError
+        If it is longer than any that we write.
+    """
     try:
-        block = dataset.private_block(PRIVATE_GROUP, PRIVATE_CREATOR)
-        value = block[_RECIPE_ELEMENT].value
+        # By its tag: in a copied dataset pydicom's block is still that of the old one.
+        value = dataset[dataset.private_block(PRIVATE_GROUP, PRIVATE_CREATOR).get_tag(element)].value
     except KeyError:
         return None
     if isinstance(value, bytes):  # an archive that does not know the element hands it back as UN
         value = value.decode("ascii", "replace").rstrip("\0 ")
-    return Recipe.from_json(str(value))
+    if len(str(value)) > _LONGEST_TEXT:
+        raise ValueError(f"the recipe is longer than the {_LONGEST_TEXT} characters allowed")
+    return str(value)
 
 
 def _synthesizing_equipment(recipe: Recipe) -> Dataset:
@@ -323,9 +338,12 @@ def _whole(value: Any, name: str) -> int:
 
 
 def _number(value: Any, name: str) -> float:
-    if isinstance(value, bool | str) or not hasattr(value, "__float__") or not math.isfinite(float(value)):
-        raise ValueError(f"`{name}` must be a finite number, not {value!r}")
-    return float(value) + 0.0  # no negative zero
+    try:
+        if not isinstance(value, bool | str) and math.isfinite(float(value)):
+            return float(value) + 0.0  # no negative zero
+    except (TypeError, OverflowError):  # no number; a whole number beyond all floats
+        pass
+    raise ValueError(f"`{name}` must be a finite number, not {value!r:.80}")
 
 
 def _rows(value: Any, name: str, length: int) -> list[tuple[Any, ...]]:

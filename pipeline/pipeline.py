@@ -12,7 +12,8 @@ import json
 import os
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +40,15 @@ from .dicom_input import InputImage, read_image, square
 from .dicom_limits import MAX_PIXELS  # noqa: F401
 from .dicom_modules import add_slice  # noqa: F401
 from .dicom_output import number_in_order, to_dataset
-from .dicom_patient import Patient, Study
+from .dicom_patient import Patient, Study, made
 from .dicom_pixels import to_picture
 from .dicom_profiles import DicomProfile, choose_profile, modality_of
 from .dicom_prompt import parse_prompt  # noqa: F401
 from .dicom_provenance import Recipe
+from .dicom_seal import sign  # noqa: F401
 from .dicom_windows import HounsfieldWindow  # noqa: F401
 from .pipeline_memorisation import MemorisationMixin
+from .pipeline_noise import add_image_noise
 from .pipeline_saving import SavingMixin
 
 OUTPUT_TYPES = ("dicom", "pil", "np", "pt", "latent")
@@ -90,6 +93,9 @@ class SyntheticDicomPipeline(SavingMixin, MemorisationMixin, AdapterMixin, Stabl
         Name of the model in recipes; by default the name it was loaded by.
     default_num_inference_steps, default_guidance_scale
         Taken where a call names none.
+    image_noise
+        Noise that the autoencoder smooths away, drawn anew after decoding: fits of `lora.image_noise` by the name of
+        the DICOM profile; other images get none.
     """
 
     def __init__(
@@ -106,6 +112,7 @@ class SyntheticDicomPipeline(SavingMixin, MemorisationMixin, AdapterMixin, Stabl
         model_name: str | None = None,
         default_num_inference_steps: int = 50,
         default_guidance_scale: float = 7.5,
+        image_noise: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(
             vae, text_encoder, tokenizer, unet, scheduler, safety_checker, feature_extractor, image_encoder, False
@@ -115,6 +122,7 @@ class SyntheticDicomPipeline(SavingMixin, MemorisationMixin, AdapterMixin, Stabl
             model_name=model_name,
             default_num_inference_steps=default_num_inference_steps,
             default_guidance_scale=default_guidance_scale,
+            image_noise=image_noise,
         )
         if text_encoder is not None and unet is not None and text_encoder.dtype != unet.dtype:
             text_encoder.to(unet.dtype)  # transformers loads it as it is stored, diffusers the rest in full precision
@@ -146,6 +154,7 @@ class SyntheticDicomPipeline(SavingMixin, MemorisationMixin, AdapterMixin, Stabl
                 {k: v for k, v in self.scheduler.config.items() if k[0] != "_"},
                 str(self.unet.dtype),
                 self.vae.config.scaling_factor,
+                *([self.config.image_noise] if self.config.image_noise else []),
             ],
             sort_keys=True,
             default=str,
@@ -249,37 +258,23 @@ class SyntheticDicomPipeline(SavingMixin, MemorisationMixin, AdapterMixin, Stabl
             callback_on_step_end_tensor_inputs,
         )
         height, width = self._check_size(height, width, image is not None)
-        header = {"patient": _made(Patient, patient, "patient"), "study": _made(Study, study, "study")}
+        header = {"patient": made(Patient, patient, "patient"), "study": made(Study, study, "study")}
         seeds = self._seeds(seed, generator, len(prompts) * num_images_per_prompt)
         steps = self.config.default_num_inference_steps if num_inference_steps is None else num_inference_steps
         guidance = self.config.default_guidance_scale if guidance_scale is None else guidance_scale
-        adapters, adapter = self.adapters_in_use(), self.modality_in_use()
+        adapter = self.modality_in_use()
         wants_pictures = output_type in ("dicom", "pil")
         profiles = [self._profile(p, modality, adapter, required=wants_pictures) for p in prompts]
         if frame is not None and image is None:
             raise ValueError(f"`frame` is {frame!r}, but no `image` is given")
         source = read_image(image, frame=frame) if image is not None else None
         indexes = self.memorisation_indexes() if check_memorisation else []
-        model_sha256 = self.model_sha256
         recipes = [
-            Recipe(
-                prompt=prompts[i // num_images_per_prompt],
-                negative_prompt=negatives[i // num_images_per_prompt],
-                modality=profiles[i // num_images_per_prompt].name,
-                seed=image_seed,
-                num_inference_steps=steps,
-                guidance_scale=float(guidance),
-                scheduler=type(self.scheduler).__name__,
-                height=height,
-                width=width,
-                model=self.model_name,
-                model_sha256=model_sha256,
-                adapters=adapters,
-                strength=float(strength) if source else None,
-                input_sha256=source.sha256 if source else None,
-                versions=_versions(),
+            self._recipe(
+                prompts[n], negatives[n], profiles[n], each, steps, guidance, (height, width), strength, source
             )
-            for i, image_seed in enumerate(seeds)
+            for i, each in enumerate(seeds)
+            for n in [i // num_images_per_prompt]
         ]
         if output_type == "dicom":
             # Header and prompt may contradict each other: find out on an empty picture, before minutes of denoising.
@@ -287,43 +282,27 @@ class SyntheticDicomPipeline(SavingMixin, MemorisationMixin, AdapterMixin, Stabl
                 blank = np.zeros((height, width), np.float32)
                 to_dataset(blank, profiles[i // num_images_per_prompt], recipes[i], **header)
 
-        latents = self._denoise(
-            prompts,
-            negatives,
-            num_images_per_prompt,
-            seeds,
-            steps,
-            float(guidance),
-            height,
-            width,
-            source,
-            strength,
-            callback_on_step_end,
-            callback_on_step_end_tensor_inputs,
-        )
+        def denoise(texts: list[str], unwanted: list[str], count: int, some: list[int]) -> torch.Tensor:
+            callback = callback_on_step_end, callback_on_step_end_tensor_inputs
+            numbers = steps, float(guidance), height, width
+            return self._denoise(texts, unwanted, count, some, *numbers, source, strength, *callback)
+
+        latents = denoise(prompts, negatives, num_images_per_prompt, seeds)
         if indexes and not self.interrupt:
 
             def draw(places: list[int], others: list[int]) -> torch.Tensor:
-                return self._denoise(
-                    [recipes[i].prompt for i in places],
-                    [recipes[i].negative_prompt for i in places],
-                    1,
-                    others,
-                    steps,
-                    float(guidance),
-                    height,
-                    width,
-                    source,
-                    strength,
-                    callback_on_step_end,
-                    callback_on_step_end_tensor_inputs,
-                )
+                texts, unwanted = zip(*((recipes[i].prompt, recipes[i].negative_prompt) for i in places), strict=True)
+                return denoise(list(texts), list(unwanted), 1, others)
 
             latents, recipes = self._redraw_copies(indexes, latents, recipes, draw)
         images: Any = latents
         dicoms = None
         if output_type != "latent":
             images = self.decode_latents_to_float(latents)
+            if self.config.image_noise:
+                kinds = [profiles[i // num_images_per_prompt] for i in range(len(recipes))]
+                fits = [self.config.image_noise.get(kind.name) if kind else None for kind in kinds]
+                images = add_image_noise(images, fits, [recipe.seed for recipe in recipes])
         if output_type in ("np", "dicom", "pil"):
             images = images.permute(0, 2, 3, 1).numpy()
         if wants_pictures:
@@ -352,7 +331,59 @@ class SyntheticDicomPipeline(SavingMixin, MemorisationMixin, AdapterMixin, Stabl
         ]
         return (torch.cat(decoded) / 2 + 0.5).clamp(0, 1)
 
+    def plan(
+        self,
+        prompt: str,
+        *,
+        seed: int,
+        modality: str | None = None,
+        negative_prompt: str | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+    ) -> Recipe:
+        """Give the recipe that a call with these arguments would have, without drawing: its UIDs follow from it."""
+        steps, guidance = num_inference_steps, guidance_scale
+        self._check_inputs([prompt], negative_prompt, None, 1.0, 1, "dicom", steps, guidance, ())
+        (seed,) = self._seeds(seed, None, 1)
+        name = self.adapter_for(prompt, modality)
+        with self.only_adapter(name) if name is not None else nullcontext():
+            profile = self._profile(prompt, modality, self.modality_in_use(), required=True)
+            steps = self.config.default_num_inference_steps if steps is None else steps
+            guidance = self.config.default_guidance_scale if guidance is None else guidance
+            size = self._check_size(None, None, False)
+            return self._recipe(prompt, negative_prompt or "", profile, seed, steps, guidance, size, 1.0, None)
+
     # ---- the steps of a call ------------------------------------------------------------------------------------
+
+    def _recipe(
+        self,
+        prompt: str,
+        negative: str,
+        profile: DicomProfile,
+        seed: int,
+        steps: int,
+        guidance: float,
+        size: tuple[int, int],
+        strength: float,
+        source: InputImage | None,
+    ) -> Recipe:
+        return Recipe(
+            prompt=prompt,
+            negative_prompt=negative,
+            modality=profile.name,
+            seed=seed,
+            num_inference_steps=steps,
+            guidance_scale=float(guidance),
+            scheduler=type(self.scheduler).__name__,
+            height=size[0],
+            width=size[1],
+            model=self.model_name,
+            model_sha256=self.model_sha256,
+            adapters=self.adapters_in_use(),
+            strength=float(strength) if source else None,
+            input_sha256=source.sha256 if source else None,
+            versions=_versions(self._execution_device),
+        )
 
     def _denoise(
         self,
@@ -373,8 +404,13 @@ class SyntheticDicomPipeline(SavingMixin, MemorisationMixin, AdapterMixin, Stabl
         self._guidance_scale, self._interrupt, self._cross_attention_kwargs = guidance, False, None
         self._clip_skip = None
         guided = guidance > 1 and self.unet.config.time_cond_proj_dim is None
-        positive, negative = self.encode_prompt(prompts, device, count, guided, negatives)
-        embeddings = torch.cat([negative, positive]) if guided else positive
+        # One prompt, and on the CPU one image, after the other: an image's last digits do not depend on its company.
+        pairs = [self.encode_prompt([p], device, count, guided, [n]) for p, n in zip(prompts, negatives, strict=True)]
+        positive = torch.cat([pair[0] for pair in pairs])
+        unwanted = torch.cat([pair[1] for pair in pairs]) if guided else positive
+        size = 1 if device.type == "cpu" else len(seeds)
+        rows = zip(unwanted.split(size), positive.split(size), strict=True)
+        embeddings = [torch.cat(row) if guided else row[1] for row in rows]
         self.scheduler.set_timesteps(steps, device=device)
         timesteps = self.scheduler.timesteps
         # Every image has a generator of its own, on the CPU: the same noise in any batch and on any device.
@@ -385,7 +421,7 @@ class SyntheticDicomPipeline(SavingMixin, MemorisationMixin, AdapterMixin, Stabl
             height // self.vae_scale_factor,
             width // self.vae_scale_factor,
         )
-        noise = randn_tensor(shape, generator=generators, device=device, dtype=embeddings.dtype)
+        noise = randn_tensor(shape, generator=generators, device=device, dtype=positive.dtype)
         if source is None:
             latents = noise * self.scheduler.init_noise_sigma
         else:
@@ -393,22 +429,26 @@ class SyntheticDicomPipeline(SavingMixin, MemorisationMixin, AdapterMixin, Stabl
             timesteps = timesteps[first:]
             if hasattr(self.scheduler, "set_begin_index"):
                 self.scheduler.set_begin_index(first)
-            clean = self._encode_image(source, height, embeddings.dtype).expand(shape)
+            clean = self._encode_image(source, height, positive.dtype).expand(shape)
             latents = self.scheduler.add_noise(clean, noise, timesteps[:1].repeat(len(seeds)))
         extra = self.prepare_extra_step_kwargs(generators, eta=0.0)
         with self.progress_bar(total=len(timesteps)) as progress:
             for i, t in enumerate(timesteps):
-                doubled = torch.cat([latents] * 2) if guided else latents
-                doubled = self.scheduler.scale_model_input(doubled, t)
-                predicted = self.unet(doubled, t, encoder_hidden_states=embeddings, return_dict=False)[0]
-                if guided:
-                    unconditional, conditional = predicted.chunk(2)
-                    predicted = unconditional + guidance * (conditional - unconditional)
+                scaled = self.scheduler.scale_model_input(latents, t)
+                guesses = []
+                for some, text in zip(scaled.split(size), embeddings, strict=True):
+                    doubled = torch.cat([some] * 2) if guided else some
+                    guess = self.unet(doubled, t, encoder_hidden_states=text, return_dict=False)[0]
+                    if guided:
+                        unconditional, conditional = guess.chunk(2)
+                        guess = unconditional + guidance * (conditional - unconditional)
+                    guesses.append(guess)
+                predicted = torch.cat(guesses)
                 latents = self.scheduler.step(predicted, t, latents, **extra, return_dict=False)[0]
                 progress.update()
                 if callback is not None:
-                    guesses = getattr(self.scheduler, "model_outputs", None) or [None]
-                    denoised = guesses[-1] if guesses[-1] is not None else latents
+                    outputs = getattr(self.scheduler, "model_outputs", None) or [None]
+                    denoised = outputs[-1] if outputs[-1] is not None else latents
                     offered = {"latents": latents, "prompt_embeds": positive, "denoised": denoised}
                     latents = callback(self, i, t, {k: offered[k] for k in callback_inputs}).pop("latents", latents)
                 if self.interrupt:
@@ -546,29 +586,15 @@ def _bytes_of(tensor: torch.Tensor) -> bytes:
     return tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes()
 
 
-def _made(cls: type[Any], value: Any, name: str) -> Any:
-    """A Patient or Study from itself, a like dataclass of another copy of this code, a dictionary or None."""
-    if value is None or isinstance(value, cls):
-        return value
-    if is_dataclass(value) and type(value).__name__ == cls.__name__:
-        value = asdict(value)  # type: ignore[arg-type]
-    if not isinstance(value, dict):
-        raise ValueError(f"`{name}` must be a {cls.__name__} or a dictionary, not {type(value).__name__}")
-    try:
-        return cls(**value)
-    except TypeError as error:
-        raise ValueError(
-            f"`{name}` has an unknown field; allowed are {', '.join(f.name for f in fields(cls))}"
-        ) from error
-
-
-def _versions() -> tuple[tuple[str, str], ...]:
+def _versions(device: torch.device) -> tuple[tuple[str, str], ...]:
     return (
         ("python", platform.python_version()),
         ("torch", torch.__version__),
         ("diffusers", diffusers.__version__),
         ("transformers", transformers.__version__),
         ("pydicom", pydicom.__version__),
+        ("device", device.type),
+        *([("threads", str(torch.get_num_threads()))] if device.type == "cpu" else []),  # they decide last digits
     )
 
 

@@ -19,6 +19,12 @@ from huggingface_hub import HfApi, ModelCard, ModelCardData
 
 from . import adapter_names, pipeline_memorisation
 
+# What the folder is as a package and a command; the pipeline itself does not need it.
+COMMAND_FILES = (
+    *("__init__.py", "__main__.py", "batch.py", "batch_csv.py", "batch_maker.py", "commands.py", "given_values.py"),
+    *("replaying.py", "verification.py"),
+)
+
 _CARD = """
 # {title}
 
@@ -167,8 +173,8 @@ class SavingMixin:
                 type(self).__name__,
                 name,
             )
-        # In diffusers' cache of code, which holds the files of other models too, the package's own two are missing.
-        names = [f"{module}.py" for module in get_relative_imports(own)] + ["__init__.py", "__main__.py"]
+        # In diffusers' cache of code, which holds the files of other models too, these are missing.
+        names = [f"{module}.py" for module in get_relative_imports(own)] + list(COMMAND_FILES)
         rest = sorted({here / name for name in names if (here / name).is_file() and (here / name).stat().st_size})
         return [own, *(path for path in rest if path != own)], name
 

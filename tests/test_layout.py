@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from diffusers.utils.dynamic_modules_utils import get_relative_import_files
 
+from pipeline.pipeline_saving import COMMAND_FILES
+
 ROOT = Path(__file__).parents[1]
 OURS = ("pipeline", "lora", "evaluation", "hub_cards", "app", "app_adapters", "app_parts", "tests")
 
@@ -51,14 +53,15 @@ def test_every_sibling_is_imported_directly_in_pipeline():
     """diffusers copies only these; and it finds them by a regular expression."""
     kinds = ("adapter", "dicom", "pipeline")
     siblings = {f".{p.stem}" for kind in kinds for p in (ROOT / "pipeline").glob(f"{kind}_*.py")}
-    assert len(siblings) + 3 == len(list((ROOT / "pipeline").glob("*.py")))  # others would not be saved with the model
+    rest = {path.name for path in files("pipeline") if f".{path.stem}" not in siblings}
+    assert rest == {"pipeline.py", *COMMAND_FILES}  # others would not be saved with the model
     assert siblings <= imported(ROOT / "pipeline" / "pipeline.py")
 
 
 def test_diffusers_comes_to_every_sibling_on_one_path():
     """It asks the Hub once a path, not once a file; a sibling that imports another by its name makes new paths."""
     found = get_relative_import_files(ROOT / "pipeline" / "pipeline.py")
-    own = {"__init__.py", "__main__.py", "pipeline.py"}
+    own = {"pipeline.py", *COMMAND_FILES}
     assert sorted(Path(name).name for name in found) == sorted({p.name for p in files("pipeline")} - own)
 
 

@@ -1,0 +1,349 @@
+"""What a file says of itself: whether it was made here, is marked and unaltered, and what was taken out of it.
+
+`python -m pipeline verify FILE...`. Nothing but the file is needed. What comes back holds names of attributes, and
+never their values: not a patient's name, number or date.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from pydicom import Dataset
+from pydicom.datadict import keyword_for_tag
+
+from . import (
+    dicom_decode,
+    dicom_input,
+    dicom_limits,
+    dicom_output,
+    dicom_patient,
+    dicom_profiles,
+    dicom_provenance,
+    dicom_seal,
+    given_values,
+)
+
+MARK = dicom_provenance.MARK
+Patient = dicom_patient.Patient
+Study = dicom_patient.Study
+Recipe = dicom_provenance.Recipe
+_values = given_values.values
+_items = given_values.items
+
+MAX_SIDE = 2048  # of what the pipeline draws
+_TEXTS = ("PatientName", "StudyDescription", "SeriesDescription", "ImageComments", "DerivationDescription")
+# What a transfer syntax, an archive or another call of ours may change without touching the image.
+_FREE = {"SpecificCharacterSet", "SeriesNumber", "InstanceNumber", "PixelData"}
+# Where there is no recipe to compare with: what every file of ours has.
+_EXPECTED = ("PatientID", "StudyDate", "StudyTime", "StudyID", "SeriesDate", "Manufacturer", "DeviceSerialNumber")
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was found in one file.
+
+    Attributes
+    ----------
+    kind : {"DICOM", "PNG"}
+        What was read.
+    made_here : bool
+        There is a recipe, and the UIDs follow from it or the digest fits it.
+    recipe : Recipe, optional
+        The recipe, where there is a sound one.
+    recipe_state : {"unaltered", "altered", "no digest", "missing", "not readable"}
+        Of the recipe, by the digest.
+    pixels : {"unaltered", "altered", "no digest", "not readable"}
+        Of the pixels, by the digest.
+    uids : {"follow", "differ", "not known"}
+        Whether the UIDs follow from the recipe and the header; not known without a recipe, or of a PNG.
+    signature : {"none", "not checked", "valid", "wrong", "other key"}
+        Not checked where there is one, but no key was given.
+    missing_marks : tuple of str
+        Which of the marks that every file of ours has are gone.
+    stripped, changed : tuple of str
+        Attributes that are missing or empty, and such with other values than this version would write.
+    traces : tuple of str
+        What points here where the recipe is gone.
+    given : tuple of str, optional
+        Which patient and study values were given for the image; None where the UIDs do not tell.
+    sop_instance_uid : str
+        Of a DICOM file.
+    wants_signature : bool
+        A key was given: without a valid signature the file is not `ok`.
+    """
+
+    kind: str
+    made_here: bool
+    recipe: Recipe | None
+    recipe_state: str
+    pixels: str
+    uids: str
+    signature: str
+    missing_marks: tuple[str, ...]
+    stripped: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    traces: tuple[str, ...] = ()
+    given: tuple[str, ...] | None = None
+    sop_instance_uid: str = ""
+    wants_signature: bool = False
+
+    @property
+    def ok(self) -> bool:
+        """Made here, marked, and nothing altered as far as the file can tell."""
+        return (
+            self.made_here
+            and not self.missing_marks
+            and self.uids in (("follow",) if self.kind == "DICOM" else ("not known",))
+            and self.pixels in ("unaltered", "no digest")
+            and self.recipe_state in ("unaltered", "no digest")
+            and (self.signature == "valid" if self.wants_signature else self.signature in ("none", "not checked"))
+        )
+
+    def in_words(self) -> list[str]:
+        """Say it, a line a finding."""
+        lines = ["made here: " + ("yes" if self.made_here else "perhaps" if self.traces else "no")]
+        if self.traces:
+            lines[0] += f", by {', '.join(self.traces)}; but there is no sound recipe"
+        gone = ", ".join(self.missing_marks)
+        lines.append("marked as synthetic: " + (f"not wholly, missing {gone}" if gone else "wholly"))
+        untold = "no digest, so it cannot be told whether they were altered"
+        lines.append(f"pixels: {untold if self.pixels == 'no digest' else self.pixels}")
+        lines.append(f"recipe: {self.recipe_state}")
+        if self.kind == "DICOM":
+            lines.append(f"UIDs: {'follow from the recipe' if self.uids == 'follow' else self.uids}")
+        if self.signature != "none" or self.wants_signature:
+            lines.append(f"signature: {self.signature}")
+        if self.stripped:
+            lines.append(f"taken out: {', '.join(self.stripped)}")
+        if self.changed:
+            lines.append(f"other than this version writes: {', '.join(self.changed)}")
+        return lines
+
+
+def verify(source: str | os.PathLike[str] | bytes | Dataset, *, key: bytes | None = None) -> Verification:
+    """Say of a DICOM file, or of a PNG of ours, where it comes from and what was done to it.
+
+    Parameters
+    ----------
+    source
+        A path, the bytes of a file, or a dataset.
+    key : bytes, optional
+        Check the signature with it.
+
+    Raises
+    ------
+    ValueError
+        It cannot be read as DICOM or PNG; the message repeats nothing of the file.
+    """
+    if key is not None:
+        dicom_seal.check_key(key)
+    dataset, picture = read(source)
+    with dicom_limits.quiet():
+        if picture is not None:
+            return _of_picture(picture, key)
+        assert dataset is not None
+        return dicom_limits.attempt(lambda: _of_dataset(dataset, key), "the DICOM header is damaged and cannot be read")
+
+
+def read(source: Any) -> tuple[Dataset | None, Image.Image | None]:
+    """Read a file under limits: a dataset, or a PNG as a picture with its texts."""
+    if isinstance(source, Dataset):
+        return source, None
+    data = source if isinstance(source, bytes) else dicom_input.read_file(source)
+    with dicom_limits.quiet():
+        if data[:8] == b"\x89PNG\r\n\x1a\n":
+            return None, dicom_limits.attempt(lambda: _opened(data), "`file` is a PNG that cannot be read")
+        if not dicom_limits.looks_like_dicom(data):
+            raise ValueError("`file` is neither DICOM nor PNG")
+        return dicom_limits.parse_dicom(data, None), None
+
+
+def recipe_in(dataset: Dataset | None, picture: Image.Image | None) -> Recipe | None:
+    """Give the recipe of what `read` read; None where there is none.
+
+    Raises
+    ------
+    ValueError
+        There is one that cannot be understood or followed.
+    """
+    if dataset is not None:
+        recipe = dicom_provenance.read_recipe(dataset)
+    else:
+        text = getattr(picture, "text", {}).get("Recipe")
+        recipe = None if text is None else Recipe.from_json(str(text))
+    if recipe is not None:
+        if recipe.modality not in dicom_profiles.PROFILES:
+            raise ValueError("the recipe names a modality that is not known here")
+        if not (1 <= recipe.height <= MAX_SIDE and 1 <= recipe.width <= MAX_SIDE):
+            raise ValueError(f"the recipe wants more than the {MAX_SIDE} x {MAX_SIDE} pixels allowed")
+    return recipe
+
+
+def _opened(data: bytes) -> Image.Image:
+    picture = Image.open(io.BytesIO(data), formats=["PNG"])
+    dicom_limits.check_size(picture.height, picture.width)
+    picture.load()
+    return picture
+
+
+def _of_picture(picture: Image.Image, key: bytes | None) -> Verification:
+    recipe, state = _recipe_and_state(lambda: recipe_in(None, picture))
+    notes = getattr(picture, "text", {})
+    seal, state, pixels, signature = _by_seal(
+        recipe, state, lambda: _seal_of_text(notes.get("Digest")), lambda: np.asarray(picture), None, key
+    )
+    missing = () if MARK in str(notes.get("Comment", "")) else ("Comment",)
+    return Verification(
+        "PNG", recipe is not None, recipe, state, pixels, "not known", signature, missing, wants_signature=bool(key)
+    )
+
+
+def _seal_of_text(text: Any) -> dicom_seal.Seal | None:
+    return None if text is None else dicom_seal.Seal.from_json(str(text))
+
+
+def _of_dataset(dataset: Dataset, key: bytes | None) -> Verification:
+    recipe, state = _recipe_and_state(lambda: recipe_in(dataset, None))
+    seal, state, pixels, signature = _by_seal(
+        recipe,
+        state,
+        lambda: dicom_seal.read_seal(dataset),
+        lambda: dicom_decode.decode_stored(dataset),
+        dataset,
+        key,
+    )
+    uids, given = "not known", None
+    stripped: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    traces = () if recipe is not None else tuple(_traces(dataset))
+    if recipe is not None:
+        found = given_values.given_for(dataset, recipe)
+        uids = "differ" if found is None else "follow"
+        given = None if found is None else tuple(sorted(dicom_patient.given_values(*found)))
+        stripped, changed = _against_reference(dataset, recipe, found or (Patient(), Study()))
+    elif traces:
+        stripped = tuple(name for name in _EXPECTED if not _values(dataset, name))
+        stripped += ("the recipe",) if state == "missing" else ()
+    sealed = seal is not None and state == "unaltered" and pixels == "unaltered"
+    return Verification(
+        "DICOM",
+        recipe is not None and (uids == "follow" or sealed),
+        recipe,
+        state,
+        pixels,
+        uids,
+        signature,
+        tuple(missing_marks(dataset)),
+        stripped,
+        changed,
+        traces,
+        given,
+        (_values(dataset, "SOPInstanceUID") or [""])[0],
+        key is not None,
+    )
+
+
+def _recipe_and_state(take: Callable[[], Recipe | None]) -> tuple[Recipe | None, str]:
+    try:
+        recipe = take()
+    except ValueError:
+        return None, "not readable"
+    return recipe, "missing" if recipe is None else "no digest"
+
+
+def _by_seal(
+    recipe: Recipe | None,
+    state: str,
+    take: Callable[[], dicom_seal.Seal | None],
+    decode: Callable[[], np.ndarray],
+    dataset: Dataset | None,
+    key: bytes | None,
+) -> tuple[dicom_seal.Seal | None, str, str, str]:
+    """Hold recipe and pixels against the digest; a digest that cannot be understood fits nothing."""
+    try:
+        seal, damaged = take(), False
+    except ValueError:
+        seal, damaged = None, True
+    try:
+        found = dicom_seal.pixel_digest(decode(), dataset)
+    except Exception:  # decoders raise anything
+        found = None
+    pixels = "not readable" if found is None else "altered" if damaged else "no digest"
+    if damaged:
+        return None, "altered" if recipe else state, pixels, "wrong" if key else "none"
+    if seal is None:
+        return None, state, pixels, "none"
+    if found is not None:
+        pixels = "unaltered" if found == seal.pixels else "altered"
+    if recipe is not None:
+        state = "unaltered" if dicom_seal.recipe_digest(recipe) == seal.recipe else "altered"
+    signature = "none"
+    if seal.signature is not None:
+        signature = "not checked"
+        if key is not None:
+            wrong = "wrong" if seal.key == dicom_seal.key_name(key) else "other key"
+            signature = "valid" if seal.is_signed_by(key) else wrong
+    return seal, state, pixels, signature
+
+
+def missing_marks(dataset: Dataset) -> Iterator[str]:
+    """Name the marks of a synthetic image that a dataset lacks."""
+    if _values(dataset, "SyntheticData") != ["YES"]:
+        yield "SyntheticData"
+    if not any(_is_synthesizing(item) for item in _items(dataset, "ContributingEquipmentSequence")):
+        yield "ContributingEquipmentSequence"
+    if _values(dataset, "ImageType")[:1] != ["DERIVED"]:
+        yield "ImageType"
+    for keyword in _TEXTS:
+        if MARK not in " ".join(_values(dataset, keyword)).upper():
+            yield keyword
+
+
+def _is_synthesizing(item: Dataset) -> bool:
+    codes = _items(item, "PurposeOfReferenceCodeSequence")
+    return any(
+        (_values(code, "CodeValue"), _values(code, "CodingSchemeDesignator")) == (["109100"], ["DCM"]) for code in codes
+    )
+
+
+def _traces(dataset: Dataset) -> Iterator[str]:
+    if dicom_provenance.MANUFACTURER in _values(dataset, "Manufacturer"):
+        yield "Manufacturer"
+    for item in _items(dataset, "ContributingEquipmentSequence"):
+        if dicom_provenance.MANUFACTURER in _values(item, "Manufacturer"):
+            yield "ContributingEquipmentSequence"
+            break
+    meta = getattr(dataset, "file_meta", None)
+    if meta is not None and "SYNTHETIC_DICOM" in _values(meta, "ImplementationVersionName"):
+        yield "ImplementationVersionName"
+
+
+def _against_reference(
+    dataset: Dataset, recipe: Recipe, given: tuple[Patient, Study]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Name what is missing or empty, and what is other, than in the dataset that this version would write."""
+    profile = dicom_profiles.PROFILES[recipe.modality]
+    blank = np.zeros((recipe.height, recipe.width), np.float32)
+    try:
+        reference = dicom_output.to_dataset(blank, profile, recipe, patient=given[0], study=given[1])
+    except ValueError:
+        return (), ()
+    stripped, changed = [], []
+    for element in reference:
+        keyword = keyword_for_tag(element.tag)
+        if not keyword or keyword in _FREE or element.tag.group == 0x0028 or element.is_empty:
+            continue
+        if element.VR == "SQ":
+            if not _items(dataset, keyword):
+                stripped.append(keyword)
+        elif not (found := _values(dataset, keyword)):
+            stripped.append(keyword)
+        elif found != _values(reference, keyword):
+            changed.append(keyword)
+    return tuple(stripped), tuple(changed)
