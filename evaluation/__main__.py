@@ -136,6 +136,11 @@ def make_parser() -> argparse.ArgumentParser:
     one.add_argument("--results", default="evaluation/results", help="folder of JSON files (default: %(default)s)")
     one.add_argument("--out", default="build/report/report.html", help="page to write (default: %(default)s)")
 
+    one = commands.add_parser("history", help="keep the headline figures beside those of earlier rounds")
+    one.add_argument("--label", required=True, help="what was changed, in a few words")
+    one.add_argument("--results", type=Path, default=Path("evaluation/results"), help="folder of JSON files")
+    one.add_argument("--out", default="evaluation/results/history.json", help="JSON to add to (default: %(default)s)")
+
     one = commands.add_parser("table", help="put the results into the README")
     one.add_argument("--results", type=Path, default=Path("evaluation/results"), help="folder of JSON files")
     one.add_argument("--training", type=Path, default=Path("pipeline/training.json"), help="the base's record")
@@ -188,6 +193,10 @@ def measure(what: str, options: dict[str, Any]) -> tuple[dict[str, Any], Path]:
         from .privacy import privacy
 
         return privacy(**options), out
+    if what == "history":
+        from .history import add_to_history
+
+        return add_to_history(options["label"], options["results"], out), out
     if what == "explain":
         from .explain import explain
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -168,7 +169,7 @@ def run(
     found = probabilities(train_network(images, labels, classes, how, seed), test)
     if stored:
         stored.parent.mkdir(parents=True, exist_ok=True)
-        part = stored.with_suffix(".part.npz")
+        part = stored.with_suffix(f".{os.getpid()}.part.npz")
         np.savez(part, probabilities=found)
         part.replace(stored)
     return found
@@ -187,7 +188,7 @@ def kept_network(
     network = train_network(images, labels, classes, how, seed)
     if stored:
         stored.parent.mkdir(parents=True, exist_ok=True)
-        part = stored.with_suffix(".part")
+        part = stored.with_suffix(f".{os.getpid()}.part")
         save_file({name: value.cpu().contiguous() for name, value in network.state_dict().items()}, part)
         part.replace(stored)
     return network
