@@ -109,6 +109,7 @@ def make_parser() -> argparse.ArgumentParser:
     one.add_argument("--domains", nargs="+", default=["brain-tumour", "blood-cell", "lung-ct", "chest-xray"])
     one.add_argument("--count", type=int, default=160, help="synthetic images a domain (default: 160)")
     one.add_argument("--families", nargs="+", default=["vgg19"], help="also: densenet121, resnet50 (default: vgg19)")
+    one.add_argument("--no-augment", dest="augment", action="store_false", help="train on the images as they are")
     one.add_argument("--regimes", nargs="+", default=["real", "synthetic", "both", "duplicated"], help="also: shuffled")
     one.add_argument("--curve", type=int, nargs="*", help="counts of synthetic images (default: a quarter and half)")
     one.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="(default: 0 1 2 3 4)")

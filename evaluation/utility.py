@@ -95,6 +95,7 @@ def utility(
     width: float = 0.25,
     epochs: int = 10,
     updates: int = 150,
+    augment: bool = True,
     regimes: Sequence[str] = REGIMES[:4],
     curve: Sequence[int] | None = None,
     seeds: Sequence[int] = (0, 1, 2, 3, 4),
@@ -109,7 +110,7 @@ def utility(
         Most synthetic images of a domain.
     size
         Side of the images in pixels, from 32.
-    families, width, epochs, updates
+    families, width, epochs, updates, augment
         As for `Training`.
     regimes, curve, seeds
         As for `compare_training`; `curve` None stands for a quarter and half of `count`.
@@ -131,7 +132,7 @@ def utility(
     for regime in regimes:
         if regime not in REGIMES:
             raise ValueError(f"`regimes` has {regime!r}: allowed are {', '.join(REGIMES)}")
-    trainings = [Training(family, width, epochs, updates) for family in families]
+    trainings = [Training(family, width, epochs, updates, augment=augment) for family in families]
     for family in families:
         build_network(family, 2, width=width)  # a wrong width is said before an hour of drawing
     results: dict[str, Any] = {}
