@@ -57,7 +57,7 @@ def compare_training(
     seeds
         Of weights, order and draws; from 2 of them there is an interval.
     curve
-        Counts of synthetic images for which "synthetic" and, if asked for, "both" are also trained.
+        Counts of synthetic images for which "synthetic" is also trained.
     cache
         Folder that keeps every finished run, so that an interrupted comparison goes on.
 
@@ -69,7 +69,7 @@ def compare_training(
     found: dict[tuple[str, int], np.ndarray] = {}
     most = len(task.synthetic[0])
     for regime in regimes:
-        counts = [*curve, most] if regime in ("synthetic", "both") else [most]
+        counts = [*curve, most] if regime == "synthetic" else [most]
         for count in sorted(set(counts)):
             runs = []
             for seed in seeds:
@@ -81,7 +81,7 @@ def compare_training(
     points = [
         {"regime": regime, "synthetic_count": count, **summarise(found[regime, count], *truth)}
         for regime, count in found
-        if curve and regime in ("synthetic", "both")
+        if curve and regime == "synthetic"
     ]
     compared = differences({regime: found[regime, most] for regime in regimes}, task.test[1], task.test_groups)
     return {"training": asdict(how), "regimes": whole, **compared, "curve": points}

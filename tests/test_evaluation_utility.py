@@ -330,7 +330,7 @@ def test_two_folders_are_compared_from_the_command_line(layout, tmp_path, capsys
     assert set(own["families"]) == {"resnet50", "vgg19"} and own["settings"] == {"source": "folder"}
     assert set(own["families"]["vgg19"]["regimes"]) == set(REGIMES[:4])
     points = {(one["regime"], one["synthetic_count"]) for one in own["families"]["vgg19"]["curve"]}
-    assert points == {(regime, count) for regime in ("synthetic", "both") for count in (2, 4, 8)}
+    assert points == {("synthetic", count) for count in (2, 4, 8)}
     kept = {path: path.stat().st_mtime_ns for path in (cache / "utility").iterdir()}
     assert main([*words, "--out", str(out), "--cache", str(cache)]) == 0
     assert kept == {path: path.stat().st_mtime_ns for path in (cache / "utility").iterdir()}
