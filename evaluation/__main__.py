@@ -133,6 +133,19 @@ def make_parser() -> argparse.ArgumentParser:
     one.add_argument("--sheets", help="folder for the sheets, which show real people (default: where the JSON goes)")
     one.add_argument("--out", required=True, help="JSON to write")
 
+    one = commands.add_parser("volumes", parents=[seeded], help="diversity, distance, sizes, copies, segmenters")
+    one.add_argument("--data", required=True, help="pack of real volumes with label maps")
+    one.add_argument("--model", default="pipeline/volume", help="folder or Hub id (default: %(default)s)")
+    one.add_argument("--count", type=int, default=150, help="volumes to generate (default: 150)")
+    one.add_argument("--steps", type=int, help="denoising steps (default: the model's)")
+    one.add_argument("--guidance", type=float, help="guidance scale (default: the model's)")
+    one.add_argument("--pairs", type=int, default=300, help="for the similarity within a set (default: 300)")
+    one.add_argument("--real-counts", type=int, nargs="*", default=[8, 16, 32], help="beside all (default: 8 16 32)")
+    one.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the trainings (default: 0 1 2)")
+    one.add_argument("--updates", type=int, default=400, help="of a segmenter's training (default: 400)")
+    one.add_argument("--cache", help="folder that keeps volumes and segmenters, so that an interrupted run goes on")
+    one.add_argument("--out", required=True, help="JSON to write; a JPEG of generated volumes goes beside it")
+
     one = commands.add_parser("report", help="one HTML page of all results in a folder, what failed first")
     one.add_argument("--results", default="evaluation/results", help="folder of JSON files (default: %(default)s)")
     one.add_argument("--out", default="build/report/report.html", help="page to write (default: %(default)s)")
@@ -203,6 +216,11 @@ def measure(what: str, options: dict[str, Any]) -> tuple[dict[str, Any], Path]:
 
         options["sheets"] = options["sheets"] or out.parent
         return explain(**options), out
+    if what == "volumes":
+        from .volumes import volumes
+
+        counts = options.pop("real_counts")
+        return volumes(**options, counts=counts, sheet=out.with_suffix(".jpg")), out
     from .sheet import make_sheet
 
     return make_sheet(out=out, **options), out.with_suffix(".json")

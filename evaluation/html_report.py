@@ -23,6 +23,7 @@ from .report_sections import (
     speed_section,
     utility_section,
 )
+from .report_volumes import volumes_section
 
 CSS = Path(__file__).with_name("report.css")
 # By what was measured: title, the section, and how it was measured in two sentences.
@@ -72,6 +73,12 @@ SECTIONS: dict[str, tuple[str, Callable[[Files, Path], str], str]] = {
         curve_section,
         "KID of copies of the base from different hours of training. Few images a copy: compare its points with one "
         "another only.",
+    ),
+    "volumes": (
+        "Volumes: three-dimensional, with label maps",
+        volumes_section,
+        "Generated volumes against those of a pack, split by name into what the model may have seen and what not. "
+        "3D U-Nets are trained on real and generated pairs with equal numbers of updates and tested on unseen volumes.",
     ),
     "speed": (
         "Speed",

@@ -49,6 +49,11 @@ BARS = (
         f"falls by {TARGET_KNOWN:.0%} where the base knows the modality, {TARGET_NEW:.0%} where not; no overlap",
         "goal of the adapters",
     ),
+    ("Volumes: correlation of sizes asked for and got", "at least 0.8", "brief, judged"),
+    ("Volumes: MS-SSIM among them", "within 0.05 of that among unseen real ones", "brief, judged"),
+    ("Volumes: nearness to training volumes", "none closer than real ones are to one another", "brief, judged"),
+    ("Volumes: Dice with synthetic pairs", "above duplicated real ones, intervals over seeds apart", "brief, judged"),
+    ("Volumes: Dice trained on synthetic alone", f"at least {PASS_SHARE:.2f} of that of all real", "brief, judged"),
 )
 COMMANDS = {
     "fidelity": "python -m evaluation fidelity --real REAL --synthetic MADE --sheet --out RESULTS/fidelity.json",
@@ -59,6 +64,7 @@ COMMANDS = {
     "explain": "python -m evaluation explain --real REAL --synthetic MADE --sheets AWAY --out RESULTS/explain.json",
     "adapters": "python -m evaluation adapters --out RESULTS/adapters.json",
     "curve": "python -m evaluation curve --models COPIES --out RESULTS/curve.json",
+    "volumes": "python -m evaluation volumes --data PACK --out RESULTS/volumes.json",
     "speed": "python -m evaluation speed --out RESULTS/speed.json",
 }
 
@@ -106,6 +112,7 @@ def all_verdicts(results: Results) -> list[Verdict]:
         "classify": _judged,
         "privacy": _privacy,
         "adapters": _adapters,
+        "volumes": _volumes,
     }
     for what, judge in kinds.items():
         for name, result in results.get(what, {}).items():
@@ -249,6 +256,21 @@ def _adapters(name: str, result: dict[str, Any]) -> Iterator[Verdict]:
         )
         words += f"wanted {kid['target']:.0%} and no overlap; real images get {with_interval(kid['floor'], 'kid')}"
         yield Verdict(state, f"Adapter {adapter}", words)
+
+
+def _volumes(name: str, result: dict[str, Any]) -> Iterator[Verdict]:
+    for one in result["judged"]:  # the result itself says what was asked
+        subject, wanted = (
+            f"Volumes: {one['question']}",
+            f"wanted {'at least' if one['least'] else 'at most'} {one['bar']:g}",
+        )
+        if one["value"] is None or one["low"] is None:
+            yield Verdict(MISSING, subject, f"{name}.json has no interval for it; {wanted}")
+            continue
+        state = by_interval(one["low"], one["high"], one["bar"], least=one["least"])
+        spec = "d" if isinstance(one["value"], int) else ".3f"
+        figures = format(one["value"], spec) if one["low"] == one["high"] else with_interval(one, spec=spec)
+        yield Verdict(state, subject, f"{figures}; {wanted}" + (f". {one['words']}" if one["words"] else ""))
 
 
 def _missing(results: Results) -> Iterator[Verdict]:

@@ -9,6 +9,7 @@ value: a set redrawn with repeats has fewer different images, and these measures
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -190,20 +191,43 @@ def pair_similarity(
     """
     if len(images) < 2:
         raise ValueError(f"`images` holds {len(images)} images: pairs need at least 2")
+    measure = MultiScaleSSIMMetric(spatial_dims=2, data_range=1.0, reduction="none")
+
+    def similarity(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        return np.ravel(measure(_grey(images[first]), _grey(images[second])))
+
+    return mean_of_pairs(similarity, len(images), pairs=pairs, draws=draws, seed=seed, batch=batch)
+
+
+def mean_of_pairs(
+    similarity: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    count: int,
+    *,
+    pairs: int = SSIM_PAIRS,
+    draws: int = REDRAWS,
+    seed: int = 0,
+    batch: int = 16,
+) -> Measure:
+    """Mean similarity of pairs from a set of `count`; the interval is of members drawn again, not of pairs.
+
+    Parameters
+    ----------
+    similarity
+        Takes the places of the first and the second of some pairs, (B,) each, and gives their values (B,).
+    count
+        Members of the set, at least two.
+    pairs, draws, seed, batch
+        As for `pair_similarity`.
+    """
     rng = np.random.default_rng(seed)
-    first, second = np.triu_indices(len(images), 1)
+    first, second = np.triu_indices(count, 1)
     chosen = np.sort(rng.permutation(len(first))[:pairs])
     first, second = first[chosen], second[chosen]
-    measure = MultiScaleSSIMMetric(spatial_dims=2, data_range=1.0, reduction="none")
-    values = np.concatenate(
-        [
-            np.ravel(measure(_grey(images[first[k : k + batch]]), _grey(images[second[k : k + batch]])))
-            for k in range(0, len(first), batch)
-        ]
-    )
-    times = np.stack([np.bincount(drawn, minlength=len(images)) for drawn in _redraw(len(images), draws, rng)])
+    steps = range(0, len(first), batch)
+    values = np.concatenate([similarity(first[k : k + batch], second[k : k + batch]) for k in steps])
+    times = np.stack([np.bincount(drawn, minlength=count) for drawn in _redraw(count, draws, rng)])
     weights = (times[:, first] * times[:, second]).astype(float)
-    weights = weights[weights.sum(1) > 0]  # with very few images none of the pairs may have been drawn
+    weights = weights[weights.sum(1) > 0]  # with very few members none of the pairs may have been drawn
     redrawn = weights @ values / weights.sum(1)
     return _with_interval(float(values.mean()), redrawn, -1, 1) if len(redrawn) > 1 else _point(float(values.mean()))
 

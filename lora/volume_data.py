@@ -74,7 +74,8 @@ def part_of(name: str) -> str:
 def normalise(image: np.ndarray) -> np.ndarray:
     """Intensities to float32 in [-1, 1] by the volume's own percentiles."""
     low, high = np.percentile(image, PERCENTILES)
-    return np.clip((image.astype(np.float32) - low) / max(float(high - low), 1e-6) * 2 - 1, -1, 1)
+    scaled = np.clip((image.astype(np.float32) - low) / max(float(high - low), 1e-6) * 2 - 1, -1, 1)
+    return scaled.astype(np.float32)  # percentiles are float64, and numpy lets them win
 
 
 def read_volumes(folder: Path, part: str | None = None) -> VolumeSet:

@@ -6,6 +6,7 @@ import csv
 import errno
 import io
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -142,7 +143,8 @@ def _row(number: int, header: Sequence[str], cells: Sequence[str], without_seed:
     for column, cell in given.items():
         if len(cell) > MAX_CELL:
             raise ValueError(f"{where}, column `{column}` has {len(cell)} characters; at most {MAX_CELL} are allowed")
-        if any(not c.isprintable() and c not in "\r\n\t" for c in cell):
+        # Office programs put no-break spaces into texts; Python does not call those printable.
+        if any(not c.isprintable() and c not in "\r\n\t" and unicodedata.category(c) != "Zs" for c in cell):
             raise ValueError(f"{where}, column `{column}` holds control characters")
     if not given.get("prompt"):
         raise ValueError(f"{where}, column `prompt` is empty")

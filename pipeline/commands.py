@@ -84,7 +84,8 @@ def run_replay(options: argparse.Namespace, patient: Any, study: Any) -> int:
 def run_batch(options: argparse.Namespace, patient: Any, study: Any, key: bytes | None) -> int:
     """Carry out `generate --from-csv`: 0 all images are there, 1 some failed, 2 it could not go on."""
     for name in NOT_WITH_CSV:
-        if getattr(options, name) not in (None, False, []):
+        value = getattr(options, name)
+        if value is not None and value is not False and value != []:  # 0 is an answer too
             option = "a prompt" if name == "prompt" else f"`--{name.replace('_', '-')}`"
             raise ValueError(
                 f"`--from-csv` and {option} are both given; the list has columns {', '.join(batch_csv.COLUMNS)}"

@@ -204,10 +204,12 @@ class Replayer:
         check_recipe(recipe)
         image = self._input(recipe, images, frame)
         pipe = self._model(recipe)
+        called = pipe.model_name
         self._use_adapters(pipe, recipe)
         threads = torch.get_num_threads()
         wanted = dict(recipe.versions).get("threads", "")
         try:
+            pipe.register_to_config(model_name=recipe.model)  # by its hash it is that one, whatever it is called here
             if wanted.isascii() and wanted.isdigit() and 1 <= int(wanted[:9]) <= MAX_THREADS:
                 torch.set_num_threads(int(wanted))
             output = pipe(
@@ -227,6 +229,7 @@ class Replayer:
             )
             made, again = output.dicoms[0], output.recipes[0]
         finally:
+            pipe.register_to_config(model_name=called)
             torch.set_num_threads(threads)
         if dataset is not None:
             with dicom_limits.quiet():

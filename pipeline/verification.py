@@ -337,7 +337,9 @@ def _against_reference(
     stripped, changed = [], []
     for element in reference:
         keyword = keyword_for_tag(element.tag)
-        if not keyword or keyword in _FREE or element.tag.group == 0x0028 or element.is_empty:
+        if not keyword or keyword in _FREE or element.is_empty:
+            continue
+        if element.tag.group == 0x0028 and keyword != "PixelSpacing":  # of pixels and compression, which are blank here
             continue
         if element.VR == "SQ":
             if not _items(dataset, keyword):

@@ -181,9 +181,14 @@ def test_lists_of_office_programs_are_read(tmp_path):
     assert [(row.first_instance, row.series) for row in rows] == [(1, 1), (1, 2), (2, 2)]
     assert read_rows(path) == rows
     assert MAX_CELL >= 1000
+    path.write_text("prompt\nCT of the\u00a0chest", encoding="utf-8")  # a no-break space
+    assert read_rows(path)[0].prompt == "CT of the\u00a0chest"
 
 
-@pytest.mark.parametrize("more", [["x"], ["--seed", "1"], ["--count", "2"], ["--zip"], ["--workers", "0"]])
+@pytest.mark.parametrize(
+    "more",
+    [["x"], ["--seed", "1"], ["--seed", "0"], ["--guidance", "0"], ["--count", "2"], ["--zip"], ["--workers", "0"]],
+)
 def test_options_that_a_list_does_not_go_with(more, tiny_folder, tmp_path, capsys):
     assert main([*command(tmp_path, tmp_path / "out", tiny_folder)[3:], *more]) == 2
     assert "error: `--" in capsys.readouterr().err and not (tmp_path / "out").exists()

@@ -90,6 +90,15 @@ def test_what_differs_is_told(replayer, pipe, tmp_path):
     assert found.differences == ("pixels differ: 1 of 4096 values, by at most 1", "device: then cuda, now cpu")
 
 
+def test_the_same_model_of_another_name_gives_the_same_uids(replayer, pipe, tmp_path):
+    plain = pipe(BRAIN, seed=1).dicoms[0]
+    pipe.register_to_config(model_name="org/of-somebody")
+    named = pipe(BRAIN, seed=1).dicoms[0]
+    assert named.SOPInstanceUID != plain.SOPInstanceUID
+    for dataset in (named, plain):
+        assert replayer.replay(dataset, tmp_path).equal
+
+
 def test_another_model_is_told(replayer, tiny, tmp_path):
     dataset = tiny(BRAIN, seed=1).dicoms[0]
     block = dataset.private_block(PRIVATE_GROUP, PRIVATE_CREATOR)

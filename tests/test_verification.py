@@ -213,6 +213,14 @@ def test_what_a_deidentifier_took_is_told():
     assert found.missing_marks == MARKS[1:2] + MARKS[3:7]
 
 
+@pytest.mark.parametrize("name", ["brain-mri", "chest-xray", "ct-chest"])
+def test_another_spacing_is_told(name):
+    dataset = make(name)
+    keyword = "PixelSpacing" if "PixelSpacing" in dataset else "ImagerPixelSpacing"
+    dataset[keyword].value = [9, 9]
+    assert verify(written(dataset)).changed == (keyword,)
+
+
 def test_files_of_others_are_not_ours():
     dataset = make()
     dataset.remove_private_tags()

@@ -132,6 +132,8 @@ def test_one_covariate_for_each_volume(pipe):
     out = pipe(PROMPT, {"anterior_mm3": [21, 33], "posterior_mm3": None}, seed=7, num_volumes_per_prompt=2)
     assert [row["anterior_mm3"] for row in out.covariates] == [21, 33]
     assert all(28 <= row["posterior_mm3"] <= 44 for row in out.covariates)
+    alone = pipe(PROMPT, {"anterior_mm3": np.array(21.0)}, seed=7)
+    assert alone.covariates[0]["anterior_mm3"] == 21
 
 
 def test_a_covariate_outside_the_training_range_is_made_and_warned_of(pipe):

@@ -203,6 +203,8 @@ def check(covariates: Any, names: Sequence[str], count: int, most: float) -> lis
             raise ValueError(f"`covariates` has {name!r}; allowed are {', '.join(names)}")
         if value is None:
             continue
+        if isinstance(value, np.ndarray) and value.ndim == 0:
+            value = value.item()
         several = isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, str)
         values = list(value) if several else [value] * count
         if len(values) != count:
