@@ -132,6 +132,11 @@ def make_parser() -> argparse.ArgumentParser:
     one.add_argument("--sheets", help="folder for the sheets, which show real people (default: where the JSON goes)")
     one.add_argument("--out", required=True, help="JSON to write")
 
+    one = commands.add_parser("watermark", parents=[made, seeded], help="is the mark found, and in nothing else")
+    one.add_argument("--count", type=int, default=500, help="real images, each marked and not (default: 500)")
+    one.add_argument("--generated", type=int, default=60, help="images to generate; 0 for none (default: 60)")
+    one.add_argument("--out", required=True, help="JSON to write")
+
     one = commands.add_parser("report", help="one HTML page of all results in a folder, what failed first")
     one.add_argument("--results", default="evaluation/results", help="folder of JSON files (default: %(default)s)")
     one.add_argument("--out", default="build/report/report.html", help="page to write (default: %(default)s)")
@@ -188,6 +193,10 @@ def measure(what: str, options: dict[str, Any]) -> tuple[dict[str, Any], Path]:
         from .privacy import privacy
 
         return privacy(**options), out
+    if what == "watermark":
+        from .watermark import watermark
+
+        return watermark(**options), out
     if what == "explain":
         from .explain import explain
 
