@@ -1,4 +1,4 @@
-"""Is the mark found in what is left of an image, and in nothing else? And what does it cost?
+"""Whether the mark is found in what is left of an image and in nothing else, and what it costs.
 
 Attacks: 8 bits as PNG, JPEG 90, rescaling by 0.75, and other windows; each alone and together. CT goes through the
 Hounsfield units that our DICOM files store, and through windows as a viewer has them; other images through steeper
@@ -93,9 +93,8 @@ def watermark(
         for row, image in zip(chosen, images, strict=False):
             profile = choose_profile(row["text"], name)
             pixels = image.astype(np.float32) / 255
-            real.append(
-                (row["text"], profile, pixels if profile.photometric_interpretation == "RGB" else _flat(pixels))
-            )
+            coloured = profile.photometric_interpretation == "RGB"
+            real.append((row["text"], profile, pixels if coloured else pixels.mean(axis=2)))
         prompts += chosen[: share[1]]
     made: list[tuple[str, DicomProfile, np.ndarray]] = []
     if generated:
@@ -114,10 +113,6 @@ def watermark(
         result["generated"] = _errors(made, "generated")
         result["kid"] = _kid_cost(made, real, seed)
     return result
-
-
-def _flat(pixels: np.ndarray) -> np.ndarray:
-    return pixels.mean(axis=2)
 
 
 def _made(
