@@ -34,8 +34,9 @@ class PagePipeline(SyntheticDicomPipeline):
         """Switch to no adapter, whatever is loaded."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Hold each image against the training images where model and adapter come with an index of them."""
+        """Mark each image, and hold it against the training images where model and adapter have an index of them."""
         kwargs.setdefault("check_memorisation", self.can_check_memorisation())
+        kwargs.setdefault("watermark", True)
         return super().__call__(*args, **kwargs)
 
 

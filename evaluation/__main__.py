@@ -146,6 +146,11 @@ def make_parser() -> argparse.ArgumentParser:
     one.add_argument("--cache", help="folder that keeps volumes and segmenters, so that an interrupted run goes on")
     one.add_argument("--out", required=True, help="JSON to write; a JPEG of generated volumes goes beside it")
 
+    one = commands.add_parser("watermark", parents=[made, seeded], help="is the mark found, and in nothing else")
+    one.add_argument("--count", type=int, default=500, help="real images, each marked and not (default: 500)")
+    one.add_argument("--generated", type=int, default=60, help="images to generate; 0 for none (default: 60)")
+    one.add_argument("--out", required=True, help="JSON to write")
+
     one = commands.add_parser("report", help="one HTML page of all results in a folder, what failed first")
     one.add_argument("--results", default="evaluation/results", help="folder of JSON files (default: %(default)s)")
     one.add_argument("--out", default="build/report/report.html", help="page to write (default: %(default)s)")
@@ -211,6 +216,10 @@ def measure(what: str, options: dict[str, Any]) -> tuple[dict[str, Any], Path]:
         from .history import add_to_history
 
         return add_to_history(options["label"], options["results"], out), out
+    if what == "watermark":
+        from .watermark import watermark
+
+        return watermark(**options), out
     if what == "explain":
         from .explain import explain
 

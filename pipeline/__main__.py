@@ -56,6 +56,9 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument(
         "--check-memorisation", action="store_true", help="hold images against the training images; copies are redrawn"
     )
+    generate.add_argument(
+        "--watermark", action="store_true", help="mark the pixels invisibly, so that `verify` knows them without header"
+    )
     generate.add_argument("--png", action="store_true", help="write a PNG beside each DICOM file")
     generate.add_argument("--compress", metavar="NAME", help=f"lossless: {', '.join(COMPRESSIONS)}")
     generate.add_argument("--zip", action="store_true", help="write one zip archive instead of files")
@@ -140,6 +143,7 @@ def generate(options: argparse.Namespace) -> list[Path]:
         patient=patient,
         study=study,
         check_memorisation=options.check_memorisation,
+        watermark=options.watermark,
     )
     pictures = [np.asarray(image, np.float32) / 255 for image in output.images] if options.png else None
     return write_files(

@@ -38,6 +38,7 @@ class Settings:
     patient: dicom_patient.Patient | None = None
     study: dicom_patient.Study | None = None
     check_memorisation: bool = False
+    watermark: bool = False
 
 
 class Maker:
@@ -88,6 +89,7 @@ class Maker:
             "negative_prompt": row.negative_prompt,
             "num_inference_steps": row.steps,
             "guidance_scale": row.guidance,
+            "watermark": settings.watermark,
         }
         recipe = self._pipe.plan(row.prompt, seed=seed, **request)
         uid = dicom_output.uids_of(recipe, settings.patient, settings.study)[2]

@@ -20,7 +20,7 @@ NOT_WITH_CSV = ("prompt", "image", "strength", "frame", "seed", "steps", "guidan
 def add_verify(commands: Any) -> None:
     """Add the options of `verify`."""
     verify = commands.add_parser("verify", help="say whether files were made here, are marked, and were altered")
-    verify.add_argument("files", metavar="FILE", nargs="+", help="DICOM files, or PNGs that were made here")
+    verify.add_argument("files", metavar="FILE", nargs="+", help="DICOM, PNG or JPEG files")
     verify.add_argument("--key", metavar="FILE", type=Path, help="check signatures with the key in this file")
 
 
@@ -112,6 +112,7 @@ def run_batch(options: argparse.Namespace, patient: Any, study: Any, key: bytes 
         patient,
         study,
         options.check_memorisation,
+        options.watermark,
     )
     try:
         counts = batch.run(rows, settings, options.workers, say)

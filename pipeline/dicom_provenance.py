@@ -27,6 +27,7 @@ PRIVATE_CREATOR = "SYNTHETIC DICOM RECIPE"
 _RECIPE_ELEMENT = 0x01
 
 _FORMAT = 1
+_LATER = ("copy_check", "watermark")  # recipes are as they were before there were these, where these are None
 _LONG_STRING = 64
 _SHORT_TEXT = 1024
 _LONGEST_TEXT = 2**20
@@ -110,6 +111,8 @@ class Recipe:
         Libraries that made the image.
     copy_check : CopyCheck, optional
         Comparison with the training images; None, and not written, where there was none.
+    watermark : str, optional
+        Name of the invisible pattern in the pixels; None, and not written, where there is none.
     """
 
     prompt: str
@@ -128,6 +131,7 @@ class Recipe:
     input_sha256: str | None = None
     versions: tuple[tuple[str, str], ...] = ()
     copy_check: CopyCheck | None = None
+    watermark: str | None = None
 
     def __post_init__(self) -> None:
         """Bring every field to one type, so that 7 and 7.0 or a list and a tuple give the same digest."""
@@ -141,6 +145,8 @@ class Recipe:
             self._set("strength", _number(self.strength, "strength"))
         if self.input_sha256 is not None and not isinstance(self.input_sha256, str):
             raise ValueError(f"`input_sha256` must be a string or None, not {self.input_sha256!r}")
+        if self.watermark is not None and not isinstance(self.watermark, str):
+            raise ValueError(f"`watermark` must be a string or None, not {self.watermark!r:.80}")
         adapters = _rows(self.adapters, "adapters", 3)
         self._set("adapters", tuple((str(a), str(b), _number(weight, "adapters")) for a, b, weight in adapters))
         self._set("versions", tuple((str(a), str(b)) for a, b in _rows(self.versions, "versions", 2)))
@@ -158,8 +164,9 @@ class Recipe:
     def to_json(self) -> str:
         """Write the recipe as canonical JSON: ASCII, sorted keys, no spaces."""
         values = asdict(self)
-        if values["copy_check"] is None:  # as recipes were before there was a check
-            del values["copy_check"]
+        for name in _LATER:
+            if values[name] is None:
+                del values[name]
         return _canonical({"format": _FORMAT, **values})
 
     @classmethod
@@ -182,7 +189,7 @@ class Recipe:
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(values) - known):
             raise ValueError(f"the recipe has unknown fields: {', '.join(unknown)}")
-        if missing := sorted(known - set(values) - {"copy_check"}):
+        if missing := sorted(known - set(values) - set(_LATER)):
             raise ValueError(f"the recipe lacks fields: {', '.join(missing)}")
         return cls(**values)
 
@@ -196,6 +203,8 @@ class Recipe:
 
     def _digest_without(self, *names: str) -> str:
         values = {name: value for name, value in asdict(self).items() if name not in (*names, "versions", "copy_check")}
+        if values["watermark"] is None:
+            del values["watermark"]
         return hashlib.sha256(_canonical({"format": _FORMAT, **values}).encode()).hexdigest()
 
 

@@ -50,6 +50,8 @@ from .dicom_windows import HounsfieldWindow  # noqa: F401
 from .pipeline_memorisation import MemorisationMixin
 from .pipeline_noise import add_image_noise
 from .pipeline_saving import SavingMixin
+from .pipeline_watermark import NAME as WATERMARK
+from .pipeline_watermark import embed
 
 OUTPUT_TYPES = ("dicom", "pil", "np", "pt", "latent")
 MAX_SEED = 2**63 - 1
@@ -192,6 +194,7 @@ class SyntheticDicomPipeline(SavingMixin, MemorisationMixin, AdapterMixin, Stabl
         patient: Patient | dict[str, Any] | None = None,
         study: Study | dict[str, Any] | None = None,
         check_memorisation: bool = False,
+        watermark: bool = False,
         output_type: str = "dicom",
         return_dict: bool = True,
         callback_on_step_end: Callable[[Any, int, int, dict[str, Any]], dict[str, Any]] | None = None,
@@ -233,6 +236,9 @@ class SyntheticDicomPipeline(SavingMixin, MemorisationMixin, AdapterMixin, Stabl
             Hold each image against the index of the training images that model and adapters come with, and draw a copy
             anew, up to three times, with `seed` + 1,000,003, ...; recipe and header say so. The recipe has the seed
             that made the image. A callback is then called for the redrawn images too.
+        watermark
+            Add an invisible pattern to the pixels by which `verify` knows the image when its header is gone; the
+            recipe says so. See `pipeline_watermark`.
         output_type
             "dicom" (default), "pil", "np", "pt" or "latent".
         return_dict
@@ -267,11 +273,22 @@ class SyntheticDicomPipeline(SavingMixin, MemorisationMixin, AdapterMixin, Stabl
         profiles = [self._profile(p, modality, adapter, required=wants_pictures) for p in prompts]
         if frame is not None and image is None:
             raise ValueError(f"`frame` is {frame!r}, but no `image` is given")
+        if watermark and output_type == "latent":
+            raise ValueError("`watermark` is True, but `output_type` is 'latent', which has no pixels to mark")
         source = read_image(image, frame=frame) if image is not None else None
         indexes = self.memorisation_indexes() if check_memorisation else []
         recipes = [
             self._recipe(
-                prompts[n], negatives[n], profiles[n], each, steps, guidance, (height, width), strength, source
+                prompts[n],
+                negatives[n],
+                profiles[n],
+                each,
+                steps,
+                guidance,
+                (height, width),
+                strength,
+                source,
+                watermark,
             )
             for i, each in enumerate(seeds)
             for n in [i // num_images_per_prompt]
@@ -303,6 +320,9 @@ class SyntheticDicomPipeline(SavingMixin, MemorisationMixin, AdapterMixin, Stabl
                 kinds = [profiles[i // num_images_per_prompt] for i in range(len(recipes))]
                 fits = [self.config.image_noise.get(kind.name) if kind else None for kind in kinds]
                 images = add_image_noise(images, fits, [recipe.seed for recipe in recipes])
+            if watermark:
+                marked = [torch.from_numpy(embed(image.permute(1, 2, 0).numpy())).permute(2, 0, 1) for image in images]
+                images = torch.stack(marked)
         if output_type in ("np", "dicom", "pil"):
             images = images.permute(0, 2, 3, 1).numpy()
         if wants_pictures:
@@ -340,6 +360,7 @@ class SyntheticDicomPipeline(SavingMixin, MemorisationMixin, AdapterMixin, Stabl
         negative_prompt: str | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
+        watermark: bool = False,
     ) -> Recipe:
         """Give the recipe that a call with these arguments would have, without drawing: its UIDs follow from it."""
         steps, guidance = num_inference_steps, guidance_scale
@@ -351,7 +372,8 @@ class SyntheticDicomPipeline(SavingMixin, MemorisationMixin, AdapterMixin, Stabl
             steps = self.config.default_num_inference_steps if steps is None else steps
             guidance = self.config.default_guidance_scale if guidance is None else guidance
             size = self._check_size(None, None, False)
-            return self._recipe(prompt, negative_prompt or "", profile, seed, steps, guidance, size, 1.0, None)
+            numbers = seed, steps, guidance, size, 1.0
+            return self._recipe(prompt, negative_prompt or "", profile, *numbers, None, watermark)
 
     # ---- the steps of a call ------------------------------------------------------------------------------------
 
@@ -366,6 +388,7 @@ class SyntheticDicomPipeline(SavingMixin, MemorisationMixin, AdapterMixin, Stabl
         size: tuple[int, int],
         strength: float,
         source: InputImage | None,
+        watermark: bool,
     ) -> Recipe:
         return Recipe(
             prompt=prompt,
@@ -383,6 +406,7 @@ class SyntheticDicomPipeline(SavingMixin, MemorisationMixin, AdapterMixin, Stabl
             strength=float(strength) if source else None,
             input_sha256=source.sha256 if source else None,
             versions=_versions(self._execution_device),
+            watermark=WATERMARK if watermark else None,
         )
 
     def _denoise(

@@ -28,6 +28,7 @@ from . import (
     dicom_profiles,
     dicom_provenance,
     given_values,
+    pipeline_watermark,
     verification,
 )
 from . import pipeline as pipeline_module
@@ -116,6 +117,8 @@ def check_recipe(recipe: Recipe) -> Recipe:
         refuse("strength", "above 0 and at most 1")
     if recipe.input_sha256 is not None and not _SHA256.fullmatch(recipe.input_sha256):
         refuse("input_sha256", "64 hexadecimal digits")
+    if recipe.watermark not in (None, pipeline_watermark.NAME):
+        refuse("watermark", f"{pipeline_watermark.NAME}, the one that this version makes, or none")
     if len(recipe.adapters) > MAX_ADAPTERS:
         refuse("adapters", f"at most {MAX_ADAPTERS} rows")
     for name, sha256, weight in recipe.adapters:
@@ -224,6 +227,7 @@ class Replayer:
                 height=recipe.height,
                 width=recipe.width,
                 frame=frame if image is not None else None,
+                watermark=recipe.watermark is not None,
                 patient=patient,
                 study=study,
             )

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,12 +26,15 @@ from . import (
     dicom_provenance,
     dicom_seal,
     given_values,
+    pipeline_watermark,
+    verification_result,
 )
 
 MARK = dicom_provenance.MARK
 Patient = dicom_patient.Patient
 Study = dicom_patient.Study
 Recipe = dicom_provenance.Recipe
+Verification = verification_result.Verification
 _values = given_values.values
 _items = given_values.items
 
@@ -40,94 +42,13 @@ MAX_SIDE = 2048  # of what the pipeline draws
 _TEXTS = ("PatientName", "StudyDescription", "SeriesDescription", "ImageComments", "DerivationDescription")
 # What a transfer syntax, an archive or another call of ours may change without touching the image.
 _FREE = {"SpecificCharacterSet", "SeriesNumber", "InstanceNumber", "PixelData"}
+_PICTURES = {"PNG": b"\x89PNG\r\n\x1a\n", "JPEG": b"\xff\xd8\xff"}
 # Where there is no recipe to compare with: what every file of ours has.
 _EXPECTED = ("PatientID", "StudyDate", "StudyTime", "StudyID", "SeriesDate", "Manufacturer", "DeviceSerialNumber")
 
 
-@dataclass(frozen=True)
-class Verification:
-    """What was found in one file.
-
-    Attributes
-    ----------
-    kind : {"DICOM", "PNG"}
-        What was read.
-    made_here : bool
-        There is a recipe, and the UIDs follow from it or the digest fits it.
-    recipe : Recipe, optional
-        The recipe, where there is a sound one.
-    recipe_state : {"unaltered", "altered", "no digest", "missing", "not readable"}
-        Of the recipe, by the digest.
-    pixels : {"unaltered", "altered", "no digest", "not readable"}
-        Of the pixels, by the digest.
-    uids : {"follow", "differ", "not known"}
-        Whether the UIDs follow from the recipe and the header; not known without a recipe, or of a PNG.
-    signature : {"none", "not checked", "valid", "wrong", "other key"}
-        Not checked where there is one, but no key was given.
-    missing_marks : tuple of str
-        Which of the marks that every file of ours has are gone.
-    stripped, changed : tuple of str
-        Attributes that are missing or empty, and such with other values than this version would write.
-    traces : tuple of str
-        What points here where the recipe is gone.
-    given : tuple of str, optional
-        Which patient and study values were given for the image; None where the UIDs do not tell.
-    sop_instance_uid : str
-        Of a DICOM file.
-    wants_signature : bool
-        A key was given: without a valid signature the file is not `ok`.
-    """
-
-    kind: str
-    made_here: bool
-    recipe: Recipe | None
-    recipe_state: str
-    pixels: str
-    uids: str
-    signature: str
-    missing_marks: tuple[str, ...]
-    stripped: tuple[str, ...] = ()
-    changed: tuple[str, ...] = ()
-    traces: tuple[str, ...] = ()
-    given: tuple[str, ...] | None = None
-    sop_instance_uid: str = ""
-    wants_signature: bool = False
-
-    @property
-    def ok(self) -> bool:
-        """Made here, marked, and nothing altered as far as the file can tell."""
-        return (
-            self.made_here
-            and not self.missing_marks
-            and self.uids in (("follow",) if self.kind == "DICOM" else ("not known",))
-            and self.pixels in ("unaltered", "no digest")
-            and self.recipe_state in ("unaltered", "no digest")
-            and (self.signature == "valid" if self.wants_signature else self.signature in ("none", "not checked"))
-        )
-
-    def in_words(self) -> list[str]:
-        """Say it, a line a finding."""
-        lines = ["made here: " + ("yes" if self.made_here else "perhaps" if self.traces else "no")]
-        if self.traces:
-            lines[0] += f", by {', '.join(self.traces)}; but there is no sound recipe"
-        gone = ", ".join(self.missing_marks)
-        lines.append("marked as synthetic: " + (f"not wholly, missing {gone}" if gone else "wholly"))
-        untold = "no digest, so it cannot be told whether they were altered"
-        lines.append(f"pixels: {untold if self.pixels == 'no digest' else self.pixels}")
-        lines.append(f"recipe: {self.recipe_state}")
-        if self.kind == "DICOM":
-            lines.append(f"UIDs: {'follow from the recipe' if self.uids == 'follow' else self.uids}")
-        if self.signature != "none" or self.wants_signature:
-            lines.append(f"signature: {self.signature}")
-        if self.stripped:
-            lines.append(f"taken out: {', '.join(self.stripped)}")
-        if self.changed:
-            lines.append(f"other than this version writes: {', '.join(self.changed)}")
-        return lines
-
-
 def verify(source: str | os.PathLike[str] | bytes | Dataset, *, key: bytes | None = None) -> Verification:
-    """Say of a DICOM file, or of a PNG of ours, where it comes from and what was done to it.
+    """Say of a DICOM file, a PNG or a JPEG where it comes from and what was done to it.
 
     Parameters
     ----------
@@ -139,7 +60,7 @@ def verify(source: str | os.PathLike[str] | bytes | Dataset, *, key: bytes | Non
     Raises
     ------
     ValueError
-        It cannot be read as DICOM or PNG; the message repeats nothing of the file.
+        It cannot be read as DICOM, PNG or JPEG; the message repeats nothing of the file.
     """
     if key is not None:
         dicom_seal.check_key(key)
@@ -152,15 +73,16 @@ def verify(source: str | os.PathLike[str] | bytes | Dataset, *, key: bytes | Non
 
 
 def read(source: Any) -> tuple[Dataset | None, Image.Image | None]:
-    """Read a file under limits: a dataset, or a PNG as a picture with its texts."""
+    """Read a file under limits: a dataset, or a PNG or JPEG as a picture with its texts."""
     if isinstance(source, Dataset):
         return source, None
     data = source if isinstance(source, bytes) else dicom_input.read_file(source)
     with dicom_limits.quiet():
-        if data[:8] == b"\x89PNG\r\n\x1a\n":
-            return None, dicom_limits.attempt(lambda: _opened(data), "`file` is a PNG that cannot be read")
+        name = next((name for name, start in _PICTURES.items() if data.startswith(start)), "")
+        if name:
+            return None, dicom_limits.attempt(lambda: _opened(data, name), f"`file` is a {name} that cannot be read")
         if not dicom_limits.looks_like_dicom(data):
-            raise ValueError("`file` is neither DICOM nor PNG")
+            raise ValueError("`file` is neither DICOM nor PNG nor JPEG")
         return dicom_limits.parse_dicom(data, None), None
 
 
@@ -185,8 +107,8 @@ def recipe_in(dataset: Dataset | None, picture: Image.Image | None) -> Recipe | 
     return recipe
 
 
-def _opened(data: bytes) -> Image.Image:
-    picture = Image.open(io.BytesIO(data), formats=["PNG"])
+def _opened(data: bytes, name: str) -> Image.Image:
+    picture = Image.open(io.BytesIO(data), formats=[name])
     dicom_limits.check_size(picture.height, picture.width)
     picture.load()
     return picture
@@ -195,12 +117,23 @@ def _opened(data: bytes) -> Image.Image:
 def _of_picture(picture: Image.Image, key: bytes | None) -> Verification:
     recipe, state = _recipe_and_state(lambda: recipe_in(None, picture))
     notes = getattr(picture, "text", {})
+    shown = picture if picture.mode[0] in "LIF" and picture.mode != "LA" else picture.convert("RGB")
+    watermark = _watermark(np.asarray(shown))
     seal, state, pixels, signature = _by_seal(
-        recipe, state, lambda: _seal_of_text(notes.get("Digest")), lambda: np.asarray(picture), None, key
+        recipe, state, lambda: _seal_of_text(notes.get("Digest")), np.asarray(picture), None, key
     )
-    missing = () if MARK in str(notes.get("Comment", "")) else ("Comment",)
     return Verification(
-        "PNG", recipe is not None, recipe, state, pixels, "not known", signature, missing, wants_signature=bool(key)
+        str(picture.format),
+        recipe is not None,
+        recipe,
+        state,
+        pixels,
+        "not known",
+        signature,
+        () if MARK in str(notes.get("Comment", "")) else ("Comment",),
+        traces=("the watermark",) if recipe is None and watermark == "found" else (),
+        wants_signature=key is not None,
+        watermark=watermark,
     )
 
 
@@ -210,11 +143,13 @@ def _seal_of_text(text: Any) -> dicom_seal.Seal | None:
 
 def _of_dataset(dataset: Dataset, key: bytes | None) -> Verification:
     recipe, state = _recipe_and_state(lambda: recipe_in(dataset, None))
+    decoded = _decoded(dataset)
+    watermark = _watermark(decoded)
     seal, state, pixels, signature = _by_seal(
         recipe,
         state,
         lambda: dicom_seal.read_seal(dataset),
-        lambda: dicom_decode.decode_stored(dataset),
+        decoded,
         dataset,
         key,
     )
@@ -222,6 +157,8 @@ def _of_dataset(dataset: Dataset, key: bytes | None) -> Verification:
     stripped: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
     traces = () if recipe is not None else tuple(_traces(dataset))
+    if recipe is None and watermark == "found":
+        traces += ("the watermark",)
     if recipe is not None:
         found = given_values.given_for(dataset, recipe)
         uids = "differ" if found is None else "follow"
@@ -246,7 +183,21 @@ def _of_dataset(dataset: Dataset, key: bytes | None) -> Verification:
         given,
         (_values(dataset, "SOPInstanceUID") or [""])[0],
         key is not None,
+        watermark,
     )
+
+
+def _decoded(dataset: Dataset) -> np.ndarray | None:
+    try:
+        return dicom_decode.decode_stored(dataset)
+    except Exception:  # decoders raise anything
+        return None
+
+
+def _watermark(pixels: np.ndarray | None) -> str:
+    if pixels is None:
+        return "not looked for"
+    return "found" if pipeline_watermark.is_marked(pixels) else "not found"
 
 
 def _recipe_and_state(take: Callable[[], Recipe | None]) -> tuple[Recipe | None, str]:
@@ -261,7 +212,7 @@ def _by_seal(
     recipe: Recipe | None,
     state: str,
     take: Callable[[], dicom_seal.Seal | None],
-    decode: Callable[[], np.ndarray],
+    decoded: np.ndarray | None,
     dataset: Dataset | None,
     key: bytes | None,
 ) -> tuple[dicom_seal.Seal | None, str, str, str]:
@@ -270,10 +221,7 @@ def _by_seal(
         seal, damaged = take(), False
     except ValueError:
         seal, damaged = None, True
-    try:
-        found = dicom_seal.pixel_digest(decode(), dataset)
-    except Exception:  # decoders raise anything
-        found = None
+    found = None if decoded is None else dicom_seal.pixel_digest(decoded, dataset)
     pixels = "not readable" if found is None else "altered" if damaged else "no digest"
     if damaged:
         return None, "altered" if recipe else state, pixels, "wrong" if key else "none"
