@@ -182,7 +182,8 @@ def _damaged(door: str, own: Sequence[bytes], rng: random.Random) -> Case:
         data = rng.choice(_sound("picture"))
     chosen = [rng.choice(ways) for _ in range(rng.choice((1, 1, 2, 3)))]
     for way in chosen:
-        data = way(data, rng) if data else data
+        if 0 < len(data) <= hostile_mutations.MAX_BYTES:
+            data = way(data, rng)
     return Case(door, chosen[0].__name__.replace("_", " "), data)
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from .hostile_seeds import PLANTED, PLANTED_NUMBER
 
+LIMIT = 8 * 2**30  # bytes of address space, of which torch alone takes half
 LONGEST_MESSAGE = 1200  # characters: a sentence that names what is wrong, and not the file's content
 
 
@@ -149,6 +150,7 @@ def serve(connection: Connection, folder: str) -> None:
     scratch.mkdir(exist_ok=True)
     tempfile.tempdir = str(scratch)
     os.environ["TMPDIR"] = str(scratch)
+    _limit_memory()
     log = os.open(output, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -162,6 +164,16 @@ def serve(connection: Connection, folder: str) -> None:
         except EOFError:
             return
         connection.send(_tried(door, data, output, scratch))
+
+
+def _limit_memory() -> None:
+    """A file that gets past all limits must not take the machine along; what it wanted is an error, and counted."""
+    try:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (LIMIT, LIMIT))
+    except (ImportError, ValueError, OSError):  # not on this system
+        return
 
 
 def _tried(door: str, data: bytes, output: Path, scratch: Path) -> Outcome:

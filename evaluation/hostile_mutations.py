@@ -13,6 +13,7 @@ from pydicom.uid import AllTransferSyntaxes
 
 from .hostile_seeds import PLANTED, dataset_of, file_of
 
+MAX_BYTES = 16 * 2**20  # of what comes out: it is the file that is hostile, not this machine that is small
 INTEGERS = (
     0,
     1,
@@ -108,7 +109,7 @@ def repeat(data: bytes, rng: random.Random) -> bytes:
     """Repeat a stretch, once or very often."""
     start = rng.randrange(len(data))
     piece = data[start : start + rng.choice((2, 8, 64, 1000))]
-    return data[:start] + piece * rng.choice((2, 20, 2000)) + data[start:]
+    return data[:start] + piece * min(rng.choice((2, 20, 2000)), MAX_BYTES // len(piece)) + data[start:]
 
 
 def drop(data: bytes, rng: random.Random) -> bytes:
@@ -252,7 +253,8 @@ def lying_tensors(data: bytes, rng: random.Random) -> bytes:
     elif how == 5:
         config = rng.choice((
             {"unet.target_modules": "(a+)+$"}, {"unet.r": 0}, {"unet.r": -2}, {"unet.lora_alpha": 1e308},
-            {"unet.rank_pattern": {"(x*)*y": 2}}, {"unet.r": "2"}, {"unet.target_modules": [[]]}, {"unet.use_dora": True},
+            {"unet.rank_pattern": {"(x*)*y": 2}}, {"unet.r": "2"}, {"unet.target_modules": [[]]},
+            {"unet.use_dora": True},
             {"unet.alpha_pattern": {"": 0}}, {"unet.r": 2, "unet.lora_alpha": None}, {"unet.auto_mapping": {}},
         ))  # fmt: skip
         header["__metadata__"] = {"lora_adapter_metadata": json.dumps(config)}
@@ -286,7 +288,7 @@ def lying_table(data: bytes, rng: random.Random) -> bytes:
     elif how == 1:
         lines[rng.randrange(len(lines))] += "," + cell
     elif how == 2:
-        lines += lines[1:] * 20_000
+        lines += lines[1:] * min(20_000, MAX_BYTES // max(1, len(data)))
     else:
         lines[-1] = ",".join([cell] * len(lines[0].split(",")))
     return "\n".join(lines).encode("utf-8", "surrogatepass")
