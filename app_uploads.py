@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import gradio as gr
+import gradio.processing_utils
 import gradio.route_utils
 import numpy as np
 import PIL.Image
@@ -74,7 +75,13 @@ class OneFile(gradio.route_utils.GradioMultiPartParser):
         super().__init__(*args, **{**options, "max_files": MAX_FILES, "max_fields": 8})
 
 
+async def fetch_nothing(url: str, cache_dir: str) -> str:
+    """Refuse the address that a request gives for a file: Gradio would go and fetch it, whatever its size."""
+    raise gr.Error("Give a file, not an address.", print_exception=False)
+
+
 def guard_uploads() -> None:
-    """Make Gradio store uploads without their names, and one a request."""
+    """Make Gradio store uploads without their names, one a request, and fetch nothing for anybody."""
+    gradio.processing_utils.async_ssrf_protected_download = fetch_nothing
     gradio.route_utils.GradioUploadFile = NamelessUpload  # type: ignore[misc]
     gradio.route_utils.GradioMultiPartParser = OneFile  # type: ignore[misc]

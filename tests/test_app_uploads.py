@@ -96,6 +96,18 @@ def test_a_request_cannot_name_a_file_of_the_server_or_of_another(address, path)
     assert "root:" not in str(raised.value)
 
 
+def test_the_server_fetches_nothing_for_a_request(app, address):
+    """Held against what Gradio does: an address that it would fetch is refused before a connection is made."""
+    body = {"data": [], "kwargs": {}}
+    info = httpx.get(f"{address}gradio_api/info").json()["named_endpoints"]["/image_to_image"]["parameters"]
+    values = {one["parameter_name"]: one.get("parameter_default") for one in info} | {"prompt": CHEST, "steps": 1}
+    values["image"] = {"path": "http://192.0.2.1/x.png", "meta": {"_type": "gradio.FileData"}}
+    body["data"] = [values[one["parameter_name"]] for one in info]
+    event = httpx.post(f"{address}gradio_api/call/image_to_image", json=body).json()["event_id"]
+    reply = httpx.get(f"{address}gradio_api/call/image_to_image/{event}", timeout=60).text
+    assert "event: error" in reply and "not an address" in reply
+
+
 def test_markup_in_what_is_typed_is_text_on_the_page(app):
     markup = "<img src=x onerror=alert(1)>"
     with pytest.raises(gr.Error) as raised:
