@@ -28,7 +28,6 @@ except ImportError:
 
 
 import gradio as gr
-import PIL.Image
 import pydicom
 
 from app_adapters import AUTOMATIC, Adapters, PagePipeline
@@ -45,12 +44,12 @@ from app_parts import (
     progress_html,
     recipe_of,
     save,
+    sentence,
     steps_of,
     toasts,
 )
-from pipeline.dicom_input import read_image
-from pipeline.dicom_pixels import to_picture
-from pipeline.dicom_profiles import PROFILES, choose_profile
+from app_uploads import checked_upload, confirmation, guard_uploads, preview_of
+from pipeline.dicom_profiles import choose_profile
 from pipeline.pipeline import best_device
 
 MAX_IMAGES, MAX_STEPS, MAX_GUIDANCE, MAX_TEXT = 8, 100, 20, 1000
@@ -88,6 +87,7 @@ def load_model() -> PagePipeline:
     return pipe.to(best_device())
 
 
+guard_uploads()
 PIPE = load_model()
 ADAPTERS = Adapters(PIPE)
 EXAMPLES += [prompt for name, prompt in ADAPTER_EXAMPLES.items() if name in ADAPTERS.shipped]
@@ -155,14 +155,18 @@ def arguments_of(
 
 
 def with_image(
-    arguments: dict[str, Any], image: str | None, strength: float, frame: int | str | None
+    arguments: dict[str, Any], image: str | None, strength: float, frame: int | str | None, confirmed: bool
 ) -> dict[str, Any]:
-    """Add an input image, of which only the pixels are kept."""
+    """Add an input image, of which only the pixels are kept; burned-in text must be confirmed."""
     if not image:
         raise ValueError("`image` is missing; upload a DICOM file or a picture")
     if not 0 < strength <= 1:
         raise ValueError(f"`strength` is {strength}; allowed is above 0 and at most 1")
-    return {**arguments, "image": read_image(image, frame=number_in(frame, "frame")).pixels, "strength": strength}
+    return {
+        **arguments,
+        "image": checked_upload(image, number_in(frame, "frame"), confirmed).pixels,
+        "strength": strength,
+    }
 
 
 # ---- handlers -----------------------------------------------------------------------------------------------------
@@ -212,11 +216,12 @@ def show_text_to_image(
 @on_gpu
 def show_image_to_image(
     image: str | None, prompt: str, strength: float, frame: int | str | None = None, seed: int | str | None = None,
-    patient_age: float | str | None = None, adapter_file: str | None = None, **options: Unpack[Options],
+    patient_age: float | str | None = None, adapter_file: str | None = None, text_confirmed: bool = False,
+    **options: Unpack[Options],
 ) -> Iterator[tuple[Any, Any, Any, Any]]:  # fmt: skip
     """Transform for the page."""
     with toasts():
-        arguments = with_image(arguments_of(prompt, seed, patient_age, options), image, strength, frame)
+        arguments = with_image(arguments_of(prompt, seed, patient_age, options), image, strength, frame, text_confirmed)
         yield from run(arguments, options, adapter_file)
 
 
@@ -240,22 +245,24 @@ def text_to_image(
 @on_gpu
 def image_to_image(
     image: str | None, prompt: str, strength: float, frame: int | str | None = None, seed: int | str | None = None,
-    patient_age: float | str | None = None, adapter_file: str | None = None, **options: Unpack[Options],
+    patient_age: float | str | None = None, adapter_file: str | None = None, text_confirmed: bool = False,
+    **options: Unpack[Options],
 ) -> tuple[list[str], list[dict[str, Any]]]:  # fmt: skip
     """Make synthetic images of a DICOM file or picture and a prompt. The source may stay recognisable."""
     with toasts():
-        arguments = with_image(arguments_of(prompt, seed, patient_age, options), image, strength, frame)
+        arguments = with_image(arguments_of(prompt, seed, patient_age, options), image, strength, frame, text_confirmed)
         return files_of(run(arguments, options, adapter_file))
 
 
-def show_source(image: str | None, frame: int | str | None) -> PIL.Image.Image | None:
-    """Show an upload as it was read."""
+def show_source(image: str | None, frame: int | str | None) -> tuple[Any, Any]:
+    """Show an upload as it was read, and what must be confirmed of it."""
     with toasts():
         if not image:
-            return None
-        picture = to_picture(read_image(image, frame=number_in(frame, "frame")).pixels, PROFILES["secondary-capture"])
-        picture.thumbnail((512, 512))
-        return picture
+            return None, gr.update(visible=False, value=False)
+        picture, warning = preview_of(image, number_in(frame, "frame"))
+        if warning:
+            gr.Warning(sentence(warning))
+        return picture, gr.update(visible=bool(warning), value=False)
 
 
 def show_image(result: Result | None, index: int = 0) -> dict[Any, Any]:
@@ -328,6 +335,7 @@ with gr.Blocks(title="Synthetic DICOM", delete_cache=(600, 3600), analytics_enab
                         buttons=[],
                         elem_id="source",
                     )
+                    text_confirmed = confirmation()
                     image_prompt = gr.Textbox(
                         "", label="Prompt", lines=2, max_length=MAX_TEXT, elem_id="image-prompt",
                         placeholder="What the result should be, for example: chest X-ray, PA view, pneumonia",
@@ -416,7 +424,10 @@ with gr.Blocks(title="Synthetic DICOM", delete_cache=(600, 3600), analytics_enab
         "study_referring_physician_name": study_referring_physician_name, **adapter_controls,
     }  # fmt: skip
     from_text = {"prompt": text_prompt, **shared}
-    from_image = {"image": upload, "prompt": image_prompt, "strength": strength, "frame": frame, **shared}
+    from_image = {
+        "image": upload, "prompt": image_prompt, "strength": strength, "frame": frame, "text_confirmed": text_confirmed,
+        **shared,
+    }  # fmt: skip
     shown = [details, comparison, dicom_button, png_button, zip_button, files, header, recipe]
     runs = [
         gr.on(
@@ -437,10 +448,11 @@ with gr.Blocks(title="Synthetic DICOM", delete_cache=(600, 3600), analytics_enab
     )
     gallery.select(show_chosen, results, shown, **QUICK)
     dice_button.click(roll, outputs=seed, **QUICK)
-    upload.upload(show_source, [upload, frame], source_view, api_visibility="private").then(
+    source = [source_view, text_confirmed]
+    upload.upload(show_source, [upload, frame], source, api_visibility="private").then(
         lambda: gr.update(visible=True), outputs=source_view, **QUICK
     )
-    gr.on([frame.submit, frame.blur], show_source, [upload, frame], source_view, api_visibility="private")
+    gr.on([frame.submit, frame.blur], show_source, [upload, frame], source, api_visibility="private")
     # The endpoints for programs: the inputs of the page, numbers as numbers; files and recipes as the answer.
     numbers = {name: gr.Number(None, label=name, visible=False) for name in ("seed", "patient_age", "frame")}
     for endpoint, inputs in ((text_to_image, from_text), (image_to_image, from_image)):

@@ -149,6 +149,19 @@ def make_parser() -> argparse.ArgumentParser:
     one = commands.add_parser("watermark", parents=[made, seeded], help="is the mark found, and in nothing else")
     one.add_argument("--count", type=int, default=500, help="real images, each marked and not (default: 500)")
     one.add_argument("--generated", type=int, default=60, help="images to generate; 0 for none (default: 60)")
+
+    one = commands.add_parser("burned-in", parents=[seeded], help="is text that is burned into images found")
+    one.add_argument("--data", default="../shared/data/images", help="folder with the packs (default: %(default)s)")
+    one.add_argument("--packs", nargs="+", help="which (default: all)")
+    one.add_argument("--count", type=int, default=100, help="images a pack (default: 100)")
+    one.add_argument("--out", required=True, help="JSON to write")
+
+    one = commands.add_parser("hostile", parents=[seeded], help="damaged and malicious files at every door")
+    one.add_argument("--count", type=int, default=2000, help="files (default: 2000)")
+    one.add_argument("--doors", nargs="+", help="which (default: all)")
+    one.add_argument("--data", nargs="+", default=[], help="folders of files to try as they are, and to damage")
+    one.add_argument("--seconds", type=float, default=30, help="for one file, at most (default: 30)")
+    one.add_argument("--keep", help="folder for the files that crashed, leaked, or took too much")
     one.add_argument("--out", required=True, help="JSON to write")
 
     one = commands.add_parser("report", help="one HTML page of all results in a folder, what failed first")
@@ -230,6 +243,14 @@ def measure(what: str, options: dict[str, Any]) -> tuple[dict[str, Any], Path]:
 
         counts = options.pop("real_counts")
         return volumes(**options, counts=counts, sheet=out.with_suffix(".jpg")), out
+    if what == "burned-in":
+        from .burned_in import burned_in
+
+        return burned_in(**options), out
+    if what == "hostile":
+        from .hostile import hostile
+
+        return hostile(**options), out
     from .sheet import make_sheet
 
     return make_sheet(out=out, **options), out.with_suffix(".json")

@@ -18,6 +18,7 @@ import numpy as np
 
 from . import commands as more_commands
 from .adapter_names import parse_adapter, shipped_adapters
+from .dicom_burned_in import BurnedInTextWarning
 from .dicom_files import write_files
 from .dicom_patient import Patient, Study
 from .dicom_pixels import COMPRESSIONS
@@ -174,6 +175,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.simplefilter("ignore")
+    warnings.simplefilter("always", BurnedInTextWarning)
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)  # the one that is left
     try:
         if options.command == "verify":
             return more_commands.run_verify(options)

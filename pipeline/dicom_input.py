@@ -1,7 +1,7 @@
 """Read any DICOM, picture, array or tensor to float pixels, and keep nothing that could identify anyone.
 
 Of the input only the pixels, the modality, the pixel spacing and a hash of the pixels go on. Text that is burned into
-the pixels stays there: this module does not look for it.
+the pixels stays there: `dicom_burned_in` finds what looks like it.
 """
 
 import hashlib
@@ -44,12 +44,15 @@ class InputImage:
         (row, column) in mm, of ``pixels`` as they are here.
     sha256 : str
         Of the pixels at 16 bits and their shape: the same picture in another file has the same hash.
+    burned_in_annotation : bool
+        The DICOM header says that text that identifies someone is burned into the pixels.
     """
 
     pixels: np.ndarray
     modality: str | None
     pixel_spacing: tuple[float, float] | None
     sha256: str
+    burned_in_annotation: bool = False
 
 
 def read_image(image: Any, *, frame: int | None = None) -> InputImage:
@@ -77,7 +80,7 @@ def read_image(image: Any, *, frame: int | None = None) -> InputImage:
     if isinstance(image, (str, os.PathLike)):
         image = read_file(image)
     elif not isinstance(image, Dataset) and callable(getattr(image, "read", None)):
-        image = _read_stream(image)
+        image = read_stream(image)
     with dicom_limits.quiet():
         if isinstance(image, (bytes, bytearray, memoryview)):
             image = _opened(bytes(image))
@@ -87,7 +90,8 @@ def read_image(image: Any, *, frame: int | None = None) -> InputImage:
                 "`image`: this DICOM object cannot be read as an image.",
             )
             pixels, spacing = _with_square_pixels(pixels, spacing, aspect)
-            return InputImage(pixels, modality, spacing, _hash(pixels))
+            burned_in = dicom_limits.text(image, "BurnedInAnnotation") == "YES"
+            return InputImage(pixels, modality, spacing, _hash(pixels), burned_in)
         if isinstance(image, Image.Image):
             pixels = attempt(
                 lambda: _picture(image, frame), "`image`: this picture is damaged or of a kind that cannot be read."
@@ -156,8 +160,8 @@ def resize(pixels: np.ndarray, rows: int, columns: int) -> np.ndarray:
     return result[..., 0] if pixels.ndim == 2 else result
 
 
-def read_file(path: str | os.PathLike[str]) -> bytes:
-    """Read a file whole; the path is not repeated in errors, for file names carry patients' names."""
+def check_file(path: str | os.PathLike[str]) -> None:
+    """Refuse what is no regular file of allowed size; errors repeat no path, for file names carry patients' names."""
     status = attempt(lambda: Path(path).stat(), "`image` is a path at which there is no file that can be opened.")
     if stat.S_ISDIR(status.st_mode):
         raise ImageInputError("`image` is the path of a folder; give one file.")
@@ -167,10 +171,16 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
         raise ImageInputError(
             f"`image` is a file of {status.st_size} bytes; at most {dicom_limits.MAX_BYTES} are allowed."
         )
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """Read a file whole, under the limit on bytes."""
+    check_file(path)
     return attempt(lambda: Path(path).read_bytes(), "`image` is a path at which there is no file that can be opened.")
 
 
-def _read_stream(stream: Any) -> bytes:
+def read_stream(stream: Any) -> bytes:
+    """Read an open binary file to its end, under the limit on bytes."""
     data = bytearray()
     while len(data) <= dicom_limits.MAX_BYTES:
         chunk = attempt(lambda: stream.read(1 << 20), "`image` is a file object that cannot be read.")

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import platform
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from .adapter_files import read_adapter  # noqa: F401
 from .adapter_names import find_adapter  # noqa: F401
 from .adapter_use import AdapterMixin, uses_adapter_of_modality
+from .dicom_burned_in import BurnedInTextWarning, find_text, in_words
 from .dicom_decode import decode_dicom  # noqa: F401
 from .dicom_files import write_files  # noqa: F401
 from .dicom_input import InputImage, read_image, square
@@ -276,6 +278,10 @@ class SyntheticDicomPipeline(SavingMixin, MemorisationMixin, AdapterMixin, Stabl
         if watermark and output_type == "latent":
             raise ValueError("`watermark` is True, but `output_type` is 'latent', which has no pixels to mark")
         source = read_image(image, frame=frame) if image is not None else None
+        if source is not None:
+            boxes = [region.box for region in find_text(source.pixels)]
+            if warning := in_words(boxes, source.burned_in_annotation):
+                warnings.warn(warning, BurnedInTextWarning, stacklevel=2)
         indexes = self.memorisation_indexes() if check_memorisation else []
         recipes = [
             self._recipe(

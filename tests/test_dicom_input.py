@@ -105,7 +105,9 @@ def test_without_a_window_the_smallest_value_is_black_and_the_largest_white():
     read = read_image(as_file(made()))
     assert read.pixels.dtype == np.float32 and read.modality == "CT" and read.pixel_spacing is None
     np.testing.assert_allclose(read.pixels, stretched(RAMP), atol=1e-6)
-    assert [field.name for field in fields(read)] == ["pixels", "modality", "pixel_spacing", "sha256"]
+    assert [field.name for field in fields(read)] == ["pixels", "modality", "pixel_spacing", "sha256"] + [
+        "burned_in_annotation"
+    ]
 
 
 @pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
