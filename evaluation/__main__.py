@@ -149,6 +149,7 @@ def make_parser() -> argparse.ArgumentParser:
     one = commands.add_parser("watermark", parents=[made, seeded], help="is the mark found, and in nothing else")
     one.add_argument("--count", type=int, default=500, help="real images, each marked and not (default: 500)")
     one.add_argument("--generated", type=int, default=60, help="images to generate; 0 for none (default: 60)")
+    one.add_argument("--out", required=True, help="JSON to write")
 
     one = commands.add_parser("burned-in", parents=[seeded], help="is text that is burned into images found")
     one.add_argument("--data", default="../shared/data/images", help="folder with the packs (default: %(default)s)")
