@@ -96,6 +96,7 @@ def to_segmentation(
     for element in base:  # highdicom takes some from the series and makes others up: a UID, today's date
         if element.keyword not in ("Modality", "SOPClassUID", "ImageType", "PatientPosition"):
             plain[element.tag] = element
+    del plain.InstanceCreationDate, plain.InstanceCreationTime
     organization = dicom_provenance.uid_of("dimensions", plain.SeriesInstanceUID)
     for item in (*plain.DimensionOrganizationSequence, *plain.DimensionIndexSequence):
         item.DimensionOrganizationUID = organization
