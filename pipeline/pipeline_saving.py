@@ -23,7 +23,7 @@ from . import adapter_names, pipeline_memorisation
 COMMAND_FILES = (
     *("__init__.py", "__main__.py", "batch.py", "batch_csv.py", "batch_maker.py", "commands.py", "given_values.py"),
     *("replaying.py", "verification.py", "volume_command.py", "volume_dicom.py", "volume_files.py", "volume_models.py"),
-    *("volume_nifti.py", "volume_replaying.py", "volume_segmentation.py"),
+    *("volume_nifti.py", "volume_pictures.py", "volume_replaying.py", "volume_segmentation.py"),
 )
 
 _CARD = """

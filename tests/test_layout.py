@@ -14,7 +14,7 @@ from diffusers.utils.dynamic_modules_utils import get_relative_import_files
 from pipeline.pipeline_saving import COMMAND_FILES
 
 ROOT = Path(__file__).parents[1]
-OURS = ("pipeline", "lora", "evaluation", "hub_cards", "app", "app_adapters", "app_parts", "tests")
+OURS = ("pipeline", "lora", "evaluation", "hub_cards", "app", "app_adapters", "app_parts", "app_volume", "tests")
 
 
 def imported(path: Path) -> set[str]:
@@ -73,7 +73,7 @@ def test_modules_of_the_pipeline_do_not_import_in_circles():
 @pytest.mark.parametrize("folder", ["lora", "evaluation", "pipeline"])
 def test_no_gradio_below_the_app(folder):
     for path in files(folder):
-        assert not roots(path) & {"gradio", "app", "app_adapters", "app_parts"}, path
+        assert not roots(path) & {"gradio", "app", "app_adapters", "app_parts", "app_volume"}, path
 
 
 def test_nothing_needs_torchvision():
