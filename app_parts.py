@@ -240,8 +240,9 @@ class Step:
 
 
 def steps_of(draw: Any, profile: DicomProfile | None, total: int, arguments: dict[str, Any]) -> Iterator[Any]:
-    """Run a pipeline (`draw`, called as one) and give each `Step` as it happens, then the output; no profile, no previews.
+    """Run a pipeline (`draw`, called as one) and give each `Step` as it happens, then the output.
 
+    Without a profile there are no previews.
     It runs in a thread of its own, one run at a time; when the caller stops listening, it stops at its next step.
     """
     happened: queue.Queue[Any] = queue.Queue()

@@ -69,7 +69,7 @@ class VolumeTab:
         with gr.Tab("Volume", elem_id="volume-tab") as self._tab:
             subject = html.escape(config.subject["description"])
             gr.HTML(
-                f"Makes {subject}: every voxel of {' × '.join(map(str, self.pipe.shape))} and a label map that fits.",
+                f"Makes {subject}, {' × '.join(map(str, self.pipe.shape))} voxels, and a label map that fits it.",
                 elem_classes="note",
             )
             self.prompt = gr.Textbox(
