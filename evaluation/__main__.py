@@ -109,6 +109,7 @@ def make_parser() -> argparse.ArgumentParser:
     one.add_argument("--domains", nargs="+", default=["brain-tumour", "blood-cell", "lung-ct", "chest-xray"])
     one.add_argument("--count", type=int, default=160, help="synthetic images a domain (default: 160)")
     one.add_argument("--families", nargs="+", default=["vgg19"], help="also: densenet121, resnet50 (default: vgg19)")
+    one.add_argument("--no-augment", dest="augment", action="store_false", help="train on the images as they are")
     one.add_argument("--regimes", nargs="+", default=["real", "synthetic", "both", "duplicated"], help="also: shuffled")
     one.add_argument("--curve", type=int, nargs="*", help="counts of synthetic images (default: a quarter and half)")
     one.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="(default: 0 1 2 3 4)")
@@ -135,6 +136,11 @@ def make_parser() -> argparse.ArgumentParser:
     one = commands.add_parser("report", help="one HTML page of all results in a folder, what failed first")
     one.add_argument("--results", default="evaluation/results", help="folder of JSON files (default: %(default)s)")
     one.add_argument("--out", default="build/report/report.html", help="page to write (default: %(default)s)")
+
+    one = commands.add_parser("history", help="keep the headline figures beside those of earlier rounds")
+    one.add_argument("--label", required=True, help="what was changed, in a few words")
+    one.add_argument("--results", type=Path, default=Path("evaluation/results"), help="folder of JSON files")
+    one.add_argument("--out", default="evaluation/results/history.json", help="JSON to add to (default: %(default)s)")
 
     one = commands.add_parser("table", help="put the results into the README")
     one.add_argument("--results", type=Path, default=Path("evaluation/results"), help="folder of JSON files")
@@ -188,6 +194,10 @@ def measure(what: str, options: dict[str, Any]) -> tuple[dict[str, Any], Path]:
         from .privacy import privacy
 
         return privacy(**options), out
+    if what == "history":
+        from .history import add_to_history
+
+        return add_to_history(options["label"], options["results"], out), out
     if what == "explain":
         from .explain import explain
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -229,7 +230,7 @@ def _read(items: Sequence[_Item], size: int, argument: str, cache: Path | None) 
             raise ValueError(f"`{argument}`: {item.name!r} cannot be read: {error}") from error
     if stored:
         stored.parent.mkdir(parents=True, exist_ok=True)
-        part = stored.with_suffix(".part.npy")
+        part = stored.with_suffix(f".{os.getpid()}.part.npy")
         np.save(part, images)
         part.replace(stored)
     return images

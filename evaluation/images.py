@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -158,7 +159,7 @@ def generate(
             for index, picture in zip(some, result.images, strict=True):
                 pixels = images[index] = np.asarray(picture.convert("RGB"))
                 if folder:
-                    part = paths[index].with_suffix(".part")
+                    part = paths[index].with_suffix(f".{os.getpid()}.part")
                     Image.fromarray(pixels).save(part, format="PNG")
                     part.replace(paths[index])
             bar.update(len(some))

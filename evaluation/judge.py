@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -289,7 +290,7 @@ def fit_judge(
     weight, bias = fit_linear(np.concatenate(features), np.array(labels), len(classes))
     if stored:
         stored.parent.mkdir(parents=True, exist_ok=True)
-        part = stored.with_suffix(".part.npz")
+        part = stored.with_suffix(f".{os.getpid()}.part.npz")
         np.savez(part, weight=weight, bias=bias)
         part.replace(stored)
     return Judge(task, classes, weight, bias, halves)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from .history import history_table
 from .images import MODALITIES
 
 BEGIN, END = "<!-- results: written by `python -m evaluation table` -->", "<!-- end of results -->"
@@ -53,6 +54,8 @@ def results_table(results: Path, training: Path) -> str:
         for point in _read(path)["points"]:
             kids = " | ".join(f"{point['kid'][m]['kid']:.3f}" for m in MODALITIES)
             lines.append(f"| {point['hours']:.2f} | {kids} |")
+    if (path := results / "history.json").is_file():
+        lines += ["", *history_table(_read(path))]
     if (path := results / "adapters.json").is_file():
         lines += ["", *adapters_table(_read(path))]
     return "\n".join(lines)

@@ -57,7 +57,7 @@ def compare_training(
     seeds
         Of weights, order and draws; from 2 of them there is an interval.
     curve
-        Counts of synthetic images for which "synthetic" and, if asked for, "both" are also trained.
+        Counts of synthetic images for which "synthetic" is also trained.
     cache
         Folder that keeps every finished run, so that an interrupted comparison goes on.
 
@@ -69,7 +69,7 @@ def compare_training(
     found: dict[tuple[str, int], np.ndarray] = {}
     most = len(task.synthetic[0])
     for regime in regimes:
-        counts = [*curve, most] if regime in ("synthetic", "both") else [most]
+        counts = [*curve, most] if regime == "synthetic" else [most]
         for count in sorted(set(counts)):
             runs = []
             for seed in seeds:
@@ -81,7 +81,7 @@ def compare_training(
     points = [
         {"regime": regime, "synthetic_count": count, **summarise(found[regime, count], *truth)}
         for regime, count in found
-        if curve and regime in ("synthetic", "both")
+        if curve and regime == "synthetic"
     ]
     compared = differences({regime: found[regime, most] for regime in regimes}, task.test[1], task.test_groups)
     return {"training": asdict(how), "regimes": whole, **compared, "curve": points}
@@ -95,6 +95,7 @@ def utility(
     width: float = 0.25,
     epochs: int = 10,
     updates: int = 150,
+    augment: bool = True,
     regimes: Sequence[str] = REGIMES[:4],
     curve: Sequence[int] | None = None,
     seeds: Sequence[int] = (0, 1, 2, 3, 4),
@@ -109,7 +110,7 @@ def utility(
         Most synthetic images of a domain.
     size
         Side of the images in pixels, from 32.
-    families, width, epochs, updates
+    families, width, epochs, updates, augment
         As for `Training`.
     regimes, curve, seeds
         As for `compare_training`; `curve` None stands for a quarter and half of `count`.
@@ -131,7 +132,7 @@ def utility(
     for regime in regimes:
         if regime not in REGIMES:
             raise ValueError(f"`regimes` has {regime!r}: allowed are {', '.join(REGIMES)}")
-    trainings = [Training(family, width, epochs, updates) for family in families]
+    trainings = [Training(family, width, epochs, updates, augment=augment) for family in families]
     for family in families:
         build_network(family, 2, width=width)  # a wrong width is said before an hour of drawing
     results: dict[str, Any] = {}

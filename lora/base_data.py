@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -88,7 +89,7 @@ def load_images(rows: Sequence[dict[str, str]], size: int, cache: Path | None = 
     images = np.stack([read_square(r["path"], size) for r in tqdm(rows, desc="reading images", mininterval=5)])
     if stored:
         stored.parent.mkdir(parents=True, exist_ok=True)
-        part = stored.with_suffix(".part.npy")
+        part = stored.with_suffix(f".{os.getpid()}.part.npy")
         np.save(part, images)
         part.rename(stored)
     return images

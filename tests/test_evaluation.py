@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation import table
+from evaluation import history, table
 from evaluation.__main__ import main
 from evaluation.classify import classify, draw_prompts, judge_images
 from evaluation.curve import curve
@@ -412,6 +412,39 @@ def test_table_of_results_comes_from_the_files_alone(tmp_path):
     assert "| 1.50 | 0.043 | 0.043 | 0.043 | 0.043 |" in text
     (tmp_path / "speed.json").unlink()
     assert main(arguments) == 2 and readme.read_text() == text
+
+
+def results_of(folder: Path, model: str, kid: float, share: float) -> Path:
+    folder.mkdir(exist_ok=True)
+    settings = {"model_sha256": model}
+    for modality in table.MODALITIES:
+        measured = {"kid": kid, "low": kid - 0.01, "high": kid + 0.01, "count": 100}
+        (folder / f"fidelity-{modality}.json").write_text(json.dumps({"synthetic": measured, "settings": settings}))
+    judged = {"generated": {"accuracy": share, "count": 64}, "settings": settings}
+    for name, tasks in (("modality", ("modality",)), ("classes", ("brain-tumour", "blood-cell"))):
+        (folder / f"classify-{name}.json").write_text(json.dumps({"tasks": dict.fromkeys(tasks, judged)}))
+    return folder
+
+
+def test_history_keeps_each_round_and_refuses_a_mixture(tmp_path, capsys):
+    out = tmp_path / "history.json"
+
+    def add(label: str, results: Path) -> int:
+        return main(["history", "--label", label, "--results", str(results), "--out", str(out)])
+
+    assert add("first", results_of(tmp_path / "a", "aa", 0.2, 0.5)) == 0
+    assert add("second", results_of(tmp_path / "b", "bb", 0.1, 0.75)) == 0
+    assert add("second", tmp_path / "b") == 0  # again: no third line
+    lines = history.history_table(json.loads(out.read_text()))
+    assert lines[2:] == [
+        "| first | 0.200 | 0.200 | 0.200 | 0.200 | 50.0% | 50.0% |",
+        "| second | 0.100 | 0.100 | 0.100 | 0.100 | 75.0% | 75.0% |",
+    ]
+    (tmp_path / "b" / "fidelity-ct.json").write_text((tmp_path / "a" / "fidelity-ct.json").read_text())
+    kept = out.read_text()
+    assert add("third", tmp_path / "b") == 2 and "2 models" in capsys.readouterr().err
+    assert add("a | b", tmp_path / "a") == 2 and "`label`" in capsys.readouterr().err
+    assert out.read_text() == kept
 
 
 def test_readme_holds_what_the_result_files_say():
