@@ -49,6 +49,7 @@ from app_parts import (
     toasts,
 )
 from app_uploads import checked_upload, confirmation, guard_uploads, preview_of
+from app_volume import VolumeTab, load_volume_model
 from pipeline.dicom_profiles import choose_profile
 from pipeline.pipeline import best_device
 
@@ -90,6 +91,7 @@ def load_model() -> PagePipeline:
 guard_uploads()
 PIPE = load_model()
 ADAPTERS = Adapters(PIPE)
+VOLUME = VolumeTab(load_volume_model())
 EXAMPLES += [prompt for name, prompt in ADAPTER_EXAMPLES.items() if name in ADAPTERS.shipped]
 
 
@@ -318,13 +320,13 @@ with gr.Blocks(title="Synthetic DICOM", delete_cache=(600, 3600), analytics_enab
     with gr.Row():
         with gr.Column(scale=5, min_width=320):
             with gr.Tabs():
-                with gr.Tab("Text to image"):
+                with gr.Tab("Text to image") as text_tab:
                     text_prompt = gr.Textbox(
                         EXAMPLES[0], label="Prompt", lines=2, max_length=MAX_TEXT, elem_id="text-prompt"
                     )
                     generate_button = gr.Button("Generate", variant="primary", elem_id="generate")
                     gr.Examples(EXAMPLES, text_prompt, label="Examples", api_visibility="private")
-                with gr.Tab("Image to image", elem_id="image-tab"):
+                with gr.Tab("Image to image", elem_id="image-tab") as image_tab:
                     upload = gr.UploadButton("Upload or drop a DICOM file or a picture", size="md", elem_id="upload")
                     source_view = gr.Image(
                         label="Source",
@@ -352,21 +354,22 @@ with gr.Blocks(title="Synthetic DICOM", delete_cache=(600, 3600), analytics_enab
                         "may share. Of a DICOM file only the pixels are used, nothing of its header.",
                         elem_classes="note",
                     )
-            with gr.Group():
+                VOLUME.controls()
+            with gr.Group() as settings:
                 modality = gr.Dropdown(MODALITY_CHOICES, value=AUTOMATIC, label="Modality")
                 adapter_controls = ADAPTERS.controls(QUICK)
                 number_of_images = gr.Slider(1, MAX_IMAGES, 1, step=1, label="Number of images")
                 with gr.Row(elem_id="seed"):
                     seed = gr.Textbox("", label="Seed", placeholder="another one each time", scale=4)
                     dice_button = gr.Button("⚄ Roll", elem_id="dice", scale=0, min_width=90, size="md")
-            with gr.Accordion("More settings", open=False):
+            with gr.Accordion("More settings", open=False) as more:
                 steps = gr.Slider(1, MAX_STEPS, PIPE.config.default_num_inference_steps, step=1, label="Steps")
                 guidance = gr.Slider(
                     0, MAX_GUIDANCE, PIPE.config.default_guidance_scale, step=0.1, label="Guidance",
                     info="How closely to follow the prompt",
                 )  # fmt: skip
                 negative_prompt = gr.Textbox("", label="Negative prompt", max_length=MAX_TEXT)
-            with gr.Accordion("Patient and study (optional)", open=False):
+            with gr.Accordion("Patient and study (optional)", open=False) as people:
                 gr.HTML("What stays empty is made up, recognisably. Do not enter a real person.", elem_classes="note")
                 with gr.Row():
                     patient_name = gr.Textbox("", label="Patient's name", placeholder="Doe^Jane")
@@ -384,7 +387,7 @@ with gr.Blocks(title="Synthetic DICOM", delete_cache=(600, 3600), analytics_enab
                     study_description = gr.Textbox("", label="Study description")
                     study_accession_number = gr.Textbox("", label="Accession number")
                 study_referring_physician_name = gr.Textbox("", label="Referring physician")
-        with gr.Column(scale=6, min_width=320, elem_id="results"):
+        with gr.Column(scale=6, min_width=320, elem_id="results") as column:
             status = gr.HTML("Your images appear here.", elem_id="status", elem_classes="note")
             gallery = gr.Gallery(
                 label="Images", format="png", columns=4, object_fit="contain", height=420, preview=True,
@@ -414,6 +417,7 @@ with gr.Blocks(title="Synthetic DICOM", delete_cache=(600, 3600), analytics_enab
                         )  # fmt: skip
                     with gr.Tab("Files"):
                         files = gr.File(file_count="multiple", interactive=False, show_label=False, elem_id="files")
+        VOLUME.results()
 
     shared = {
         "seed": seed, "patient_age": patient_age, "modality": modality, "number_of_images": number_of_images,
@@ -453,6 +457,9 @@ with gr.Blocks(title="Synthetic DICOM", delete_cache=(600, 3600), analytics_enab
         lambda: gr.update(visible=True), outputs=source_view, **QUICK
     )
     gr.on([frame.submit, frame.blur], show_source, [upload, frame], source, api_visibility="private")
+    VOLUME.wire(
+        [text_tab, image_tab], [settings, more, people, column], on_gpu, RUNNING, QUICK, lambda: demo.GRADIO_CACHE
+    )
     # The endpoints for programs: the inputs of the page, numbers as numbers; files and recipes as the answer.
     numbers = {name: gr.Number(None, label=name, visible=False) for name in ("seed", "patient_age", "frame")}
     for endpoint, inputs in ((text_to_image, from_text), (image_to_image, from_image)):

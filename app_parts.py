@@ -71,7 +71,12 @@ footer { display: none !important; }
 .tab-container button.selected { color: var(--primary-700); }
 .dark .tab-container button.selected { color: var(--primary-400); }
 #results { scroll-margin-top: .5rem; }
+.view img { background: #000; width: 100%; height: 100%; object-fit: contain; image-rendering: pixelated; }
+#legend .key { margin-right: 1rem; }
+#legend .key::before { content: ""; display: inline-block; width: .8em; height: .8em; border-radius: 2px;
+  margin-right: .35em; background: var(--label); }
 @media (max-width: 900px) { #results { min-height: 95vh; } }
+@media (max-width: 480px) { .tab-container button { padding-inline: .5rem !important; font-size: .85rem !important; } }
 """
 
 
@@ -235,9 +240,10 @@ class Step:
     previews: list[PIL.Image.Image] | None
 
 
-def steps_of(draw: Any, profile: DicomProfile, total: int, arguments: dict[str, Any]) -> Iterator[Any]:
+def steps_of(draw: Any, profile: DicomProfile | None, total: int, arguments: dict[str, Any]) -> Iterator[Any]:
     """Run a pipeline (`draw`, called as one) and give each `Step` as it happens, then the output.
 
+    Without a profile there are no previews.
     It runs in a thread of its own, one run at a time; when the caller stops listening, it stops at its next step.
     """
     happened: queue.Queue[Any] = queue.Queue()
@@ -248,7 +254,7 @@ def steps_of(draw: Any, profile: DicomProfile, total: int, arguments: dict[str, 
         if left.is_set():
             raise _NobodyListens
         number, previews = index + 1, None
-        if number % every == 0 and number < total:
+        if profile is not None and number % every == 0 and number < total:
             decoded = pipe.image_processor.pt_to_numpy(pipe.decode_latents_to_float(tensors["denoised"]))
             previews = [to_picture(pixels, profile) for pixels in decoded]
         happened.put(Step(min(number, total), total, previews))
@@ -257,7 +263,9 @@ def steps_of(draw: Any, profile: DicomProfile, total: int, arguments: dict[str, 
     def work() -> None:
         try:
             with _ONE_AT_A_TIME:
-                callback = {"callback_on_step_end": report, "callback_on_step_end_tensor_inputs": ("denoised",)}
+                callback: dict[str, Any] = {"callback_on_step_end": report}
+                if profile is not None:
+                    callback["callback_on_step_end_tensor_inputs"] = ("denoised",)
                 happened.put(draw(**arguments, **callback))
         except BaseException as error:
             happened.put(error)

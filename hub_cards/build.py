@@ -13,12 +13,15 @@ from pipeline.adapter_names import WEIGHT_NAME, shipped_adapters
 from . import cards
 from .facts import Facts
 from .samples import Request, Sampler, adapter_requests, base_requests, write_dataset, write_pictures
+from .volume_samples import write_volume_pictures
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = "synthetic-dicom"
+VOLUME = f"{MODEL}-volume"
 ADAPTER, SPACE, SAMPLES = f"{MODEL}-lora-", f"{MODEL}-space", f"{MODEL}-samples"
 # The kinds of files that a model folder consists of: anything else there (caches, backups) is a stray.
 MODEL_FILES = (".py", ".json", ".txt", ".safetensors", ".png")
+VOLUME_FOLDER = "volume"  # in the pipeline's folder: the volume model, which is a repository of its own
 INDEX = "memorisation_index.safetensors"  # of the training images, beside the weights; adapters of before have none
 PICTURES = 2  # a modality or adapter, on its card
 
@@ -42,6 +45,16 @@ class Project:
     def model(self) -> Path:
         """Folder of the pipeline."""
         return self.root / "pipeline"
+
+    @property
+    def volume(self) -> Path:
+        """Folder of the volume model, a repository of its own; there may be none yet."""
+        return self.model / VOLUME_FOLDER
+
+    @property
+    def has_volume(self) -> bool:
+        """Whether there is a volume model to publish."""
+        return (self.volume / "model_index.json").is_file()
 
     def adapter(self, name: str) -> Path:
         """Folder of an adapter."""
@@ -76,6 +89,7 @@ def repositories(project: Project, out: Path, only: Sequence[str] = ()) -> list[
     types = {
         MODEL: "model",
         **{ADAPTER + name: "model" for name in project.adapters},
+        **({VOLUME: "model"} if project.has_volume else {}),
         SAMPLES: "dataset",
         SPACE: "space",
     }
@@ -125,11 +139,14 @@ class _Builder:
 
     def __init__(self, project: Project, namespace: str, sampler: Sampler, samples: int) -> None:
         self.project, self.sampler, self.samples = project, sampler, samples
-        self.hub = cards.Names(namespace, MODEL, {name: ADAPTER + name for name in project.adapters}, SPACE, SAMPLES)
+        adapters = {name: ADAPTER + name for name in project.adapters}
+        volume = VOLUME if project.has_volume else None
+        self.hub = cards.Names(namespace, MODEL, adapters, SPACE, SAMPLES, volume)
 
     def build(self, repository: Repository) -> Facts:
         """Build a folder under a temporary name, then put it in place of the former one."""
-        fill = {MODEL: self._model, SAMPLES: self._dataset, SPACE: self._space}.get(repository.name, self._adapter)
+        kinds = {MODEL: self._model, VOLUME: self._volume, SAMPLES: self._dataset, SPACE: self._space}
+        fill = kinds.get(repository.name, self._adapter)
         part = repository.folder.with_name(repository.name + ".part")
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
@@ -144,9 +161,16 @@ class _Builder:
     # Each fills `facts.folder` with all but the card, which it returns.
 
     def _model(self, facts: Facts) -> str:
-        copy_model(self.project.model, facts.folder)
+        copy_model(self.project.model, facts.folder, without=(VOLUME_FOLDER,))
         write_pictures(self.sampler.draw(base_requests(PICTURES)), facts.folder / "samples")
         return cards.model_card(facts, self.hub)
+
+    def _volume(self, facts: Facts) -> str:
+        copy_model(self.project.volume, facts.folder)
+        # The package with the command that writes DICOM; its folder `volume` holds the code alone.
+        copy_model(self.project.model, facts.folder / "pipeline", kinds=(".py",))
+        write_volume_pictures(self.project.volume, facts.folder / "samples", self.sampler.cache)
+        return cards.volume_card(facts, self.hub)
 
     def _adapter(self, facts: Facts) -> str:
         folder, name = facts.folder, facts.name.removeprefix(ADAPTER)
@@ -189,12 +213,12 @@ def _adapter_files(source: Path) -> list[str]:
     return [WEIGHT_NAME, "training.json", *([INDEX] if (source / INDEX).is_file() else [])]
 
 
-def copy_model(source: Path, target: Path) -> None:
-    """Copy a pipeline's folder byte for byte, without what Python and editors leave in it."""
+def copy_model(source: Path, target: Path, *, without: Sequence[str] = (), kinds: Sequence[str] = MODEL_FILES) -> None:
+    """Copy a pipeline's folder byte for byte, without some folders and what Python and editors leave in it."""
     for path in sorted(source.rglob("*")):
         inside = path.relative_to(source)
-        hidden = any(part.startswith((".", "__pycache__")) for part in inside.parts)
-        if path.is_file() and path.suffix in MODEL_FILES and not hidden:
+        hidden = any(part.startswith((".", "__pycache__")) for part in inside.parts) or inside.parts[0] in without
+        if path.is_file() and path.suffix in kinds and not hidden:
             (target / inside).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target / inside)
 

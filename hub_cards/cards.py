@@ -19,6 +19,7 @@ from .facts import Facts
 from .samples import PARQUET
 
 TRAINING = "pipeline/training.json"
+VOLUME_TRAINING = "./training.json"
 ADAPTER_RESULTS = "evaluation/results/adapters.json"
 SPEED = "evaluation/results/speed.json"
 KID_NAME = "KID (EfficientNet-Lite0) against unseen real images"
@@ -46,6 +47,7 @@ class Names:
     adapters: dict[str, str]
     space: str
     samples: str
+    volume: str | None = None
 
     def id(self, name: str) -> str:
         """Give the Hub id of a repository."""
@@ -108,6 +110,21 @@ def adapter_card(facts: Facts, hub: Names, name: str) -> str:
     return _render("adapter.md", data, facts, hub, name=name, record=record, of=f"-{name}")
 
 
+def volume_card(facts: Facts, hub: Names) -> str:
+    """Card of the volume model."""
+    licences = [licence for pack in facts.value(VOLUME_TRAINING, "packs.*.licence") for licence in pack]
+    assert hub.volume is not None
+    data = ModelCardData(
+        **_licence(licences, hub.id(hub.volume)),
+        language="en",
+        library_name="diffusers",
+        pipeline_tag="text-to-3d",
+        tags=["text-to-3d", "diffusers", "segmentation", "mri", *CARD_TAGS],
+        widget=_widget(facts),
+    )
+    return _render("volume.md", data, facts, hub, training=VOLUME_TRAINING)
+
+
 def samples_card(facts: Facts, hub: Names) -> str:
     """Card of the data set."""
     texts = ("prompt", "recipe", "modality", "sop_instance_uid")
@@ -128,7 +145,8 @@ def samples_card(facts: Facts, hub: Names) -> str:
 def space_card(facts: Facts, hub: Names) -> str:
     """Card of the Space: the front matter of the project's own README, and the repositories that belong to it."""
     front = dict(metadata_load(facts.root / "README.md") or {})
-    front["models"] = [hub.id(hub.model), *(hub.id(name) for name in hub.adapters.values())]
+    others = [*hub.adapters.values(), *([hub.volume] if hub.volume else [])]
+    front["models"] = [hub.id(hub.model), *(hub.id(name) for name in others)]
     front["datasets"] = [hub.id(hub.samples)]
     return _render("space.md", CardData(**front), facts, hub)
 
@@ -147,10 +165,9 @@ def _render(template: str, data: CardData, facts: Facts, hub: Names, **values: A
         text=facts.text,
         kid=kid,
         fidelity=fidelity_file,
-        training=TRAINING,
         speed=SPEED,
         adapter_results=ADAPTER_RESULTS,
-        **values,
+        **{"training": TRAINING, **values},
     )
     card = f"---\n{data.to_yaml()}\n---\n\n{text}"
     ModelCard(card)  # reads the front matter as the Hub's client does, model-index and all

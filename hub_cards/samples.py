@@ -106,7 +106,8 @@ class Sampler:
         self._loaded: str | None = None
         versions = {name: metadata.version(name) for name in LIBRARIES}
         kinds = ("*.py", "model_index.json", "*/*")  # all that decides an image
-        files = sorted(path for kind in kinds for path in model.glob(kind) if path.suffix != ".pyc")
+        found = [path for kind in kinds for path in model.glob(kind) if path.is_file() and path.suffix != ".pyc"]
+        files = sorted(path for path in found if path.parent.name != "volume")
         self._key = [versions, [(path.relative_to(model).as_posix(), _sha256(path)) for path in files]]
 
     def draw(self, requests: Iterable[Request]) -> list[Sample]:

@@ -1,7 +1,7 @@
-"""The command line: `python -m pipeline generate "PROMPT" --out DIR`, `verify FILE...` and `replay FILE... --out DIR`.
+"""The command line: `python -m pipeline generate` or `volume "PROMPT" --out DIR`, `verify FILE...`, `replay FILE...`.
 
-`generate` prints one written path a line. Exit status 0; 2 with one line on stderr for bad input, and nothing is left
-in DIR. For the others, and for a list of prompts, see `commands`.
+The first two print one written path a line. Exit status 0; 2 with one line on stderr for bad input, and nothing is left
+in DIR. For the others, and for a list of prompts, see `commands` and `volume_command`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from . import commands as more_commands
+from . import volume_command
 from .adapter_names import parse_adapter, shipped_adapters
 from .dicom_burned_in import BurnedInTextWarning
 from .dicom_files import write_files
@@ -77,6 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument("--workers", metavar="N", type=int, default=1, help="processes for a list of prompts (1)")
     more_commands.add_verify(commands)
     more_commands.add_replay(commands, _fields(Patient), _fields(Study))
+    volume_command.add_volume(commands, _fields(Patient), _fields(Study))
     return parser
 
 
@@ -160,7 +162,7 @@ def generate(options: argparse.Namespace) -> list[Path]:
 
 def _checked(options: argparse.Namespace) -> tuple[Patient | None, Study | None, bytes | None]:
     """Check what one prompt and a list of them share; gives patient, study and key."""
-    if options.compress is not None and options.compress not in COMPRESSIONS:
+    if getattr(options, "compress", None) is not None and options.compress not in COMPRESSIONS:
         raise ValueError(f"`--compress` is {options.compress!r}; allowed are {', '.join(COMPRESSIONS)}")
     if options.out.exists() and not options.out.is_dir():
         raise ValueError(f"`--out` is {str(options.out)!r}, which is no folder")
@@ -183,6 +185,8 @@ def main(arguments: list[str] | None = None) -> int:
         if options.command == "replay":
             patient, study = _made(Patient, options.patient, "--patient"), _made(Study, options.study, "--study")
             return more_commands.run_replay(options, patient, study)
+        if options.command == "volume":
+            return volume_command.run_volume(options, *_checked(options))
         if options.from_csv is not None:
             return more_commands.run_batch(options, *_checked(options))
         for path in generate(options):

@@ -86,12 +86,14 @@ def decode_dicom(
 
 
 def decode_stored(dataset: Dataset) -> np.ndarray:
-    """Decode the stored values, integers, of an object of one frame; colours come back as RGB."""
+    """Decode the stored values, integers; several frames lie along the first axis, colours come back as RGB."""
     layout = _layout(dataset)
-    if layout.frames != 1 or layout.keyword != "PixelData":
-        raise ImageInputError("`image`: the DICOM object has several frames, or pixels that are no whole numbers.")
+    if layout.keyword != "PixelData":
+        raise ImageInputError("`image`: the DICOM object has pixels that are no whole numbers.")
+    dicom_limits.check_size(layout.rows * layout.frames, layout.columns)
     unreadable = "`image`: the pixels of the DICOM object are damaged, cut short or not as its header describes them."
-    return attempt(lambda: _stored_pixels(dataset, layout, 0), unreadable)
+    decoded = attempt(lambda: [_stored_pixels(dataset, layout, at) for at in range(layout.frames)], unreadable)
+    return decoded[0] if layout.frames == 1 else np.stack(decoded)
 
 
 def _layout(dataset: Dataset) -> _Layout:
@@ -151,6 +153,8 @@ def _stored_pixels(dataset: Dataset, layout: _Layout, index: int) -> np.ndarray:
     if not decoder.is_available:
         raise ImageInputError(unsupported)
     element = dataset[layout.keyword]
+    if layout.bits_allocated == 1 and not decoder.is_encapsulated:
+        return _bits(element.value, layout, index)
     photometric = layout.photometric
     options: dict[str, Any] = {}
     if decoder.is_encapsulated:
@@ -184,6 +188,17 @@ def _stored_pixels(dataset: Dataset, layout: _Layout, index: int) -> np.ndarray:
         **options,
     )
     return pixels
+
+
+def _bits(value: bytes, layout: _Layout, index: int) -> np.ndarray:
+    """Unpack a frame of single bits, which may begin within a byte; pydicom's decoder misses that."""
+    size = layout.rows * layout.columns * layout.samples
+    start, end = index * size, (index + 1) * size
+    if len(value) * 8 < end or layout.samples != 1:
+        raise ValueError
+    packed = np.frombuffer(value[start // 8 : -(-end // 8)], np.uint8)
+    bits = np.unpackbits(packed, bitorder="little")[start % 8 :][:size]
+    return bits.reshape(layout.rows, layout.columns)
 
 
 def _checked_codestream(encoded: bytes, layout: _Layout) -> bool:

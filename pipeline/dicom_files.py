@@ -5,7 +5,7 @@ import hashlib
 import os
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -69,13 +69,36 @@ def write_files(
         datasets = [_signed(dataset, key) for dataset in datasets]
     if compression is not None:
         datasets = [dicom_pixels.compress(dataset, compression) for dataset in datasets]
+    name = f"synthetic-{_short(*uids)}.zip" if zip_archive else None
+    return write_together(out, lambda folder: _write_parts(datasets, folder, dicomdir, png_pixels, key), name)
+
+
+def write_together(
+    out: str | os.PathLike[str], fill: Callable[[Path], list[Path]], archive: str | None = None
+) -> list[Path]:
+    """Write files into a folder: all of them, or on any failure none.
+
+    Parameters
+    ----------
+    out : path
+        Folder; made where it does not exist.
+    fill : callable
+        Writes the files, in folders too, into an empty folder that it is given, and gives their paths in order.
+    archive : str, optional
+        Name of one zip archive to write instead of the files.
+
+    Raises
+    ------
+    FileExistsError
+        If a file of that name with other content exists. An identical one is left as it is.
+    """
     folder = Path(out)
     new_folders = _make(folder)
     try:
         with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder) as temporary:
-            parts = _write_parts(datasets, Path(temporary), dicomdir, png_pixels, key)
-            if zip_archive:
-                parts = [_zip(parts, Path(temporary), f"synthetic-{_short(*uids)}.zip")]
+            parts = fill(Path(temporary))
+            if archive is not None:
+                parts = [_zip(parts, Path(temporary), archive)]
             return _move(parts, Path(temporary), folder)
     except BaseException:
         for made in new_folders:

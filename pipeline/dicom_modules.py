@@ -19,14 +19,14 @@ def add_radiograph(dataset: Dataset, profile: DicomProfile, facts: PromptFacts, 
     dataset.RescaleIntercept, dataset.RescaleSlope, dataset.RescaleType = "0", "1", "US"
     dataset.PresentationLUTShape = "IDENTITY"
     # DX Anatomy Imaged, DX Detector, DX Positioning, Acquisition Context
-    dataset.AnatomicRegionSequence = [_coded(profile.region)] if profile.region else []
+    dataset.AnatomicRegionSequence = [coded(profile.region)] if profile.region else []
     dataset.ImageLaterality = "U"
     dataset.DetectorType = ""
     dataset.ImagerPixelSpacing = [decimal(spacing), decimal(spacing)]
     dataset.PositionerType = ""
     if facts.view_position:
         dataset.ViewPosition = facts.view_position
-    dataset.ViewCodeSequence = [_coded(dicom_profiles.VIEW_CODES[facts.view_position])]
+    dataset.ViewCodeSequence = [coded(dicom_profiles.VIEW_CODES[facts.view_position])]
     dataset.PatientOrientation = list(dicom_profiles.PATIENT_ORIENTATION[facts.view_position or "PA"])
     dataset.AcquisitionContextSequence = []
 
@@ -54,7 +54,7 @@ def add_contrast(dataset: Dataset, profile: DicomProfile, facts: PromptFacts) ->
     # Contrast/Bolus
     if facts.contrast and profile.contrast_agent:
         dataset.ContrastBolusAgent = profile.contrast_agent.meaning
-        dataset.ContrastBolusAgentSequence = [_coded(profile.contrast_agent)]
+        dataset.ContrastBolusAgentSequence = [coded(profile.contrast_agent)]
 
 
 def add_ct(dataset: Dataset, facts: PromptFacts) -> None:
@@ -92,12 +92,12 @@ def add_specimen(dataset: Dataset, profile: DicomProfile, facts: PromptFacts, sp
     identifier = f"{dataset.PatientID[:60]}-1"
     dataset.ContainerIdentifier = identifier
     dataset.IssuerOfTheContainerIdentifierSequence = []
-    dataset.ContainerTypeCodeSequence = [_coded(Code("433466003", "SCT", "Microscope slide"))]
+    dataset.ContainerTypeCodeSequence = [coded(Code("433466003", "SCT", "Microscope slide"))]
     specimen = Dataset()
     specimen.SpecimenIdentifier = identifier
     specimen.SpecimenUID = dicom_provenance.uid_of("specimen", dataset.SeriesInstanceUID)
     specimen.IssuerOfTheSpecimenIdentifierSequence = []
-    specimen.SpecimenTypeCodeSequence = [_coded(profile.specimen_type)] if profile.specimen_type else []
+    specimen.SpecimenTypeCodeSequence = [coded(profile.specimen_type)] if profile.specimen_type else []
     specimen.SpecimenShortDescription = f"SYNTHETIC {profile.title}"
     specimen.SpecimenPreparationSequence = []
     if facts.stain is not None:
@@ -116,8 +116,8 @@ def add_specimen(dataset: Dataset, profile: DicomProfile, facts: PromptFacts, sp
     if profile.illumination is not None:
         path = Dataset()
         path.OpticalPathIdentifier = "1"
-        path.IlluminationTypeCodeSequence = [_coded(profile.illumination[0])]
-        path.IlluminationColorCodeSequence = [_coded(profile.illumination[1])]
+        path.IlluminationTypeCodeSequence = [coded(profile.illumination[0])]
+        path.IlluminationColorCodeSequence = [coded(profile.illumination[1])]
         dataset.OpticalPathSequence = [path]
 
 
@@ -134,10 +134,10 @@ def add_secondary_capture(dataset: Dataset, facts: PromptFacts) -> None:
 
 def _content_item(name: Code, value: Code | str) -> Dataset:
     item = Dataset()
-    item.ConceptNameCodeSequence = [_coded(name)]
+    item.ConceptNameCodeSequence = [coded(name)]
     if isinstance(value, Code):
         item.ValueType = "CODE"
-        item.ConceptCodeSequence = [_coded(value)]
+        item.ConceptCodeSequence = [coded(value)]
     else:
         item.ValueType = "TEXT"
         item.TextValue = value
@@ -164,7 +164,8 @@ def add_pixels(dataset: Dataset, profile: DicomProfile, facts: PromptFacts, stor
     dataset.WindowCenter, dataset.WindowWidth = decimal(center), decimal(width)
 
 
-def _coded(code: Code) -> Dataset:
+def coded(code: Code) -> Dataset:
+    """Give a code as an item of a sequence."""
     item = Dataset()
     item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = code.value, code.scheme, code.meaning
     return item

@@ -4,6 +4,7 @@ The functions below follow the modules of the standard's part 3, one each. Every
 needs can be imported from here.
 """
 
+import dataclasses
 import datetime
 from collections import Counter
 from collections.abc import Sequence
@@ -33,6 +34,8 @@ quantise = dicom_pixels.quantise
 DicomProfile = dicom_profiles.DicomProfile
 PromptFacts = dicom_prompt.PromptFacts
 Recipe = dicom_provenance.Recipe
+# Of a volume: which of its series, and which instance there; an image is an instance of the one series of its request.
+Part = tuple[str, int]
 
 
 def to_dataset(
@@ -80,13 +83,12 @@ def to_dataset(
     for name, number in (("series_number", series_number), ("instance_number", instance_number)):
         if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < 2**31:
             raise ValueError(f"`{name}` is {number!r}; allowed are whole numbers from 0 to {2**31 - 1}")
-    facts = dicom_prompt.parse_prompt(recipe.prompt)
+    if recipe.volume is not None:
+        raise ValueError("`recipe` is that of a volume; allowed is that of an image")
+    facts = facts_of(recipe)
     stored = quantise(pixels, profile, facts)
-    dataset = Dataset()
-    dataset.SpecificCharacterSet = "ISO_IR 192"
-    _add_patient_and_study(dataset, patient, study, facts, recipe)
-    _add_series_and_equipment(dataset, profile, study, facts, recipe, series_number)
-    _add_image(dataset, profile, recipe, patient, study, instance_number)
+    dataset = base_dataset(profile, recipe, patient, study)
+    dataset.SeriesNumber, dataset.InstanceNumber = series_number, instance_number
     spacing = profile.field_of_view / max(stored.shape[:2])
     if profile.modality == "DX":
         dicom_modules.add_radiograph(dataset, profile, facts, spacing)
@@ -104,13 +106,36 @@ def to_dataset(
     return dataset
 
 
+def base_dataset(
+    profile: DicomProfile, recipe: Recipe, patient: Patient, study: Study, part: Part | None = None
+) -> Dataset:
+    """Make what every object has: patient, study, series, equipment, and what the object is."""
+    facts = facts_of(recipe)
+    dataset = Dataset()
+    dataset.SpecificCharacterSet = "ISO_IR 192"
+    _add_patient_and_study(dataset, patient, study, facts, recipe)
+    _add_series_and_equipment(dataset, profile, study, facts, recipe, part)
+    _add_image(dataset, profile, recipe, patient, study, part)
+    return dataset
+
+
+def facts_of(recipe: Recipe) -> PromptFacts:
+    """Give what the prompt states; of a volume, its model draws one sequence and contrast, whatever the prompt says."""
+    facts = dicom_prompt.parse_prompt(recipe.prompt)
+    if recipe.volume is None:
+        return facts
+    drawn = dicom_prompt.parse_prompt(recipe.volume.subject)
+    return dataclasses.replace(facts, sequence=drawn.sequence, contrast=drawn.contrast)
+
+
 def uids_of(
     recipe: Recipe,
     patient: Patient | None = None,
     study: Study | None = None,
     facts: PromptFacts | None = None,
+    part: Part | None = None,
 ) -> tuple[UID, UID, UID]:
-    """Give the UIDs of study, series and instance that `to_dataset` would write.
+    """Give the UIDs of study, series and instance that `to_dataset` would write, or of a part of a volume.
 
     `facts` are those of the recipe's prompt, for callers that try many patients.
     """
@@ -119,8 +144,8 @@ def uids_of(
     key = _study_key(patient, study, recipe)
     date, _, _ = _dates(patient, study, dicom_patient.age_of(patient, facts), key)
     study_uid = _study_uid(key, date, patient)
-    series_uid = dicom_provenance.uid_of("series", *_series_key(study_uid, recipe, study))
-    return study_uid, series_uid, _instance_uid(series_uid, recipe, patient, study)
+    series_uid = dicom_provenance.uid_of("series", *_series_key(study_uid, recipe, study, part))
+    return study_uid, series_uid, _instance_uid(series_uid, recipe, patient, study, part)
 
 
 def number_in_order(datasets: Sequence[Dataset]) -> None:
@@ -167,13 +192,13 @@ def _study_uid(key: str, date: datetime.date, patient: Patient) -> UID:
     return dicom_provenance.uid_of("study", key, written_date(date) if patient.birth_date else "")
 
 
-def _series_key(study_uid: str, recipe: Recipe, study: Study) -> tuple[str, str, str | None]:
-    return study_uid, recipe.request_digest(), study.series_description
+def _series_key(study_uid: str, recipe: Recipe, study: Study, part: Part | None) -> tuple[str | None, ...]:
+    return study_uid, recipe.request_digest(), study.series_description, *(part[:1] if part else ())
 
 
-def _instance_uid(series_uid: str, recipe: Recipe, patient: Patient, study: Study) -> UID:
+def _instance_uid(series_uid: str, recipe: Recipe, patient: Patient, study: Study, part: Part | None) -> UID:
     given = dicom_patient.given_values(patient, study)
-    return dicom_provenance.uid_of("instance", series_uid, recipe.digest(), given)
+    return dicom_provenance.uid_of("instance", series_uid, recipe.digest(), given, *(part[1:] if part else ()))
 
 
 def _study_key(patient: Patient, study: Study, recipe: Recipe) -> str:
@@ -223,18 +248,18 @@ def _later(date: datetime.date, years: float) -> datetime.date:
 
 
 def _add_series_and_equipment(
-    dataset: Dataset, profile: DicomProfile, study: Study, facts: PromptFacts, recipe: Recipe, series_number: int
+    dataset: Dataset, profile: DicomProfile, study: Study, facts: PromptFacts, recipe: Recipe, part: Part | None
 ) -> None:
     # General Series
     dataset.Modality = profile.modality
-    series = _series_key(dataset.StudyInstanceUID, recipe, study)
-    dataset.SeriesInstanceUID = dicom_provenance.uid_of("series", *series)
-    dataset.SeriesNumber = series_number
+    series = _series_key(dataset.StudyInstanceUID, recipe, study, None)
+    dataset.SeriesInstanceUID = dicom_provenance.uid_of("series", *series, *(part[:1] if part else ()))
+    dataset.SeriesNumber = 1
     dataset.SeriesDescription = study.series_description or _title(profile, facts)
     dataset.SeriesDate, dataset.SeriesTime = dataset.StudyDate, dataset.StudyTime
     if profile.body_part is not None:
         dataset.BodyPartExamined = profile.body_part
-    # Frame of Reference
+    # Frame of Reference: one for all series of a volume
     if profile.planes:
         dataset.FrameOfReferenceUID = dicom_provenance.uid_of("frame of reference", *series)
         dataset.PositionReferenceIndicator = ""
@@ -260,11 +285,11 @@ def _title(profile: DicomProfile, facts: PromptFacts) -> str:
 
 
 def _add_image(
-    dataset: Dataset, profile: DicomProfile, recipe: Recipe, patient: Patient, study: Study, instance_number: int
+    dataset: Dataset, profile: DicomProfile, recipe: Recipe, patient: Patient, study: Study, part: Part | None
 ) -> None:
     # SOP Common
     dataset.SOPClassUID = profile.sop_class_uid
-    dataset.SOPInstanceUID = _instance_uid(dataset.SeriesInstanceUID, recipe, patient, study)
+    dataset.SOPInstanceUID = _instance_uid(dataset.SeriesInstanceUID, recipe, patient, study, part)
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.FileMetaInformationGroupLength = 0  # reckoned anew when written
     dataset.file_meta.FileMetaInformationVersion = b"\0\1"
@@ -275,7 +300,7 @@ def _add_image(
     dataset.file_meta.ImplementationVersionName = "SYNTHETIC_DICOM"
     dataset.preamble = b"\0" * 128  # without it `save_as` writes no DICOM file
     # General Image
-    dataset.InstanceNumber = instance_number
+    dataset.InstanceNumber = 1
     dataset.ImageType = list(profile.image_type)
     dataset.ContentDate = dataset.AcquisitionDate = dataset.StudyDate
     dataset.ContentTime = dataset.AcquisitionTime = dataset.StudyTime

@@ -129,6 +129,12 @@ STAIN_CODES: dict[str, tuple[Code, ...]] = {
 }
 
 _CHEST = Code("816094009", "SCT", "Chest")
+# CID 4030/4031: Anatomic Region where an object wants a code and not only Body Part Examined.
+REGIONS: dict[str, Code] = {
+    "BRAIN": Code("12738006", "SCT", "Brain"),
+    "HEAD": Code("69536005", "SCT", "Head"),
+    "CHEST": _CHEST,
+}
 _IODINE = Code("7140000", "SCT", "Contrast agent")
 _GADOLINIUM = Code("768763008", "SCT", "Gadolinium")
 

@@ -15,6 +15,10 @@ from typing import Any
 from pydicom import Dataset
 from pydicom.uid import UID
 
+from . import dicom_volume
+
+VolumeRecipe = dicom_volume.VolumeRecipe
+
 MARK = "SYNTHETIC"
 NOT_FOR_DIAGNOSIS = "SYNTHETIC - NOT FOR DIAGNOSTIC USE"
 MANUFACTURER = "Synthetic DICOM"
@@ -27,7 +31,7 @@ PRIVATE_CREATOR = "SYNTHETIC DICOM RECIPE"
 _RECIPE_ELEMENT = 0x01
 
 _FORMAT = 1
-_LATER = ("copy_check", "watermark")  # recipes are as they were before there were these, where these are None
+_LATER = ("copy_check", "watermark", "volume")  # recipes are as they were before there were these, where these are None
 _LONG_STRING = 64
 _SHORT_TEXT = 1024
 _LONGEST_TEXT = 2**20
@@ -80,8 +84,9 @@ class CopyCheck:
 class Recipe:
     """Everything needed to make one image again.
 
-    `versions` (pairs of library name and version) and `copy_check` are recorded but are no part of `digest` and
-    `request_digest`: neither an upgrade of a library nor a check that changes no pixel changes a UID.
+    `versions` (pairs of library name and version), `copy_check`, and of `volume` the labels and what they have are
+    recorded but are no part of `digest` and `request_digest`: neither an upgrade of a library nor a check that changes
+    no pixel changes a UID.
 
     Attributes
     ----------
@@ -113,6 +118,8 @@ class Recipe:
         Comparison with the training images; None, and not written, where there was none.
     watermark : str, optional
         Name of the invisible pattern in the pixels; None, and not written, where there is none.
+    volume : VolumeRecipe, optional
+        Of a volume; None, and not written, for an image. Height and width are then those of its slices.
     """
 
     prompt: str
@@ -132,6 +139,7 @@ class Recipe:
     versions: tuple[tuple[str, str], ...] = ()
     copy_check: CopyCheck | None = None
     watermark: str | None = None
+    volume: VolumeRecipe | None = None
 
     def __post_init__(self) -> None:
         """Bring every field to one type, so that 7 and 7.0 or a list and a tuple give the same digest."""
@@ -150,13 +158,15 @@ class Recipe:
         adapters = _rows(self.adapters, "adapters", 3)
         self._set("adapters", tuple((str(a), str(b), _number(weight, "adapters")) for a, b, weight in adapters))
         self._set("versions", tuple((str(a), str(b)) for a, b in _rows(self.versions, "versions", 2)))
-        if isinstance(self.copy_check, dict):
-            known = {field.name for field in fields(CopyCheck)}
-            if set(self.copy_check) != known:
-                raise ValueError(f"`copy_check` must have the fields {', '.join(sorted(known))}")
-            self._set("copy_check", CopyCheck(**self.copy_check))
-        elif self.copy_check is not None and not isinstance(self.copy_check, CopyCheck):
-            raise ValueError(f"`copy_check` must be a CopyCheck or None, not {self.copy_check!r}")
+        for name, kind in _PARTS.items():
+            value = getattr(self, name)
+            if isinstance(value, dict):
+                known = {field.name for field in fields(kind)}
+                if set(value) != known:
+                    raise ValueError(f"`{name}` must have the fields {', '.join(sorted(known))}")
+                self._set(name, kind(**value))
+            elif value is not None and not isinstance(value, kind):
+                raise ValueError(f"`{name}` must be a {kind.__name__} or None, not {value!r:.80}")
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)  # the way of a frozen dataclass to tidy its own fields
@@ -198,14 +208,21 @@ class Recipe:
         return self._digest_without()
 
     def request_digest(self) -> str:
-        """Give that SHA-256 without `seed` too: equal for all images of one request."""
-        return self._digest_without("seed")
+        """Give that SHA-256 without `seed` too: equal for all images of one request. A volume is a request alone."""
+        return self._digest_without("seed") if self.volume is None else self.digest()
 
     def _digest_without(self, *names: str) -> str:
         values = {name: value for name, value in asdict(self).items() if name not in (*names, "versions", "copy_check")}
         if values["watermark"] is None:
             del values["watermark"]
+        if values["volume"] is None:
+            del values["volume"]
+        else:
+            del values["volume"]["obtained"], values["volume"]["labels"]
         return hashlib.sha256(_canonical({"format": _FORMAT, **values}).encode()).hexdigest()
+
+
+_PARTS: dict[str, type[CopyCheck] | type[VolumeRecipe]] = {"copy_check": CopyCheck, "volume": VolumeRecipe}
 
 
 def digest_of(*parts: Any) -> str:

@@ -94,13 +94,14 @@ def pixel_digest(pixels: np.ndarray, dataset: Dataset | None = None) -> str:
     Parameters
     ----------
     pixels : numpy.ndarray
-        Stored values, integers of shape (rows, columns) or (rows, columns, 3) as RGB.
+        Stored values, integers of shape (rows, columns), (rows, columns, 3) as RGB or (frames, rows, columns).
     dataset : pydicom.Dataset, optional
         Where the pixels come from; a picture has none.
     """
     slope, intercept, inverted = 1.0, 0.0, False
     if dataset is not None:
-        given = [dicom_limits.number(dataset, name) for name in ("RescaleSlope", "RescaleIntercept")]
+        group = dicom_limits.functional_group(dataset, 0, "PixelValueTransformationSequence")  # or itself
+        given = [dicom_limits.number(group, name) for name in ("RescaleSlope", "RescaleIntercept")]
         slope, intercept = (1.0 if given[0] is None else given[0]), given[1] or 0.0
         inverted = dicom_limits.text(dataset, "PhotometricInterpretation") == "MONOCHROME1"
     meaning = json.dumps(["pixels", list(pixels.shape), slope + 0.0, intercept + 0.0, inverted])

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from pydicom import Dataset
 
-from . import dicom_limits, dicom_output, dicom_patient, dicom_prompt, dicom_provenance
+from . import dicom_limits, dicom_output, dicom_patient, dicom_prompt, dicom_provenance, volume_dicom
 
 MARK = dicom_provenance.MARK
 Patient = dicom_patient.Patient
@@ -27,9 +27,10 @@ def given_for(dataset: Dataset, recipe: Recipe) -> tuple[Patient, Study] | None:
         (values(dataset, name) or [""])[0] for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
     )
     facts = dicom_prompt.parse_prompt(recipe.prompt)
+    part = None if recipe.volume is None else volume_dicom.part_of(dataset)
     for patient, study in itertools.islice(_guesses(dataset), _MAX_GUESSES):
         try:
-            if dicom_output.uids_of(recipe, patient, study, facts) == wanted:
+            if dicom_output.uids_of(recipe, patient, study, facts, part) == wanted:
                 return patient, study
         except (ValueError, OverflowError):  # contradicts the prompt: not what was given
             continue

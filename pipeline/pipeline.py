@@ -48,6 +48,7 @@ from .dicom_profiles import DicomProfile, choose_profile, modality_of
 from .dicom_prompt import parse_prompt  # noqa: F401
 from .dicom_provenance import Recipe
 from .dicom_seal import sign  # noqa: F401
+from .dicom_volume import VolumeRecipe  # noqa: F401
 from .dicom_windows import HounsfieldWindow  # noqa: F401
 from .pipeline_memorisation import MemorisationMixin
 from .pipeline_noise import add_image_noise

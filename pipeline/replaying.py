@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from pydicom import Dataset
 
 from . import (
@@ -30,20 +29,21 @@ from . import (
     given_values,
     pipeline_watermark,
     verification,
+    volume_dicom,
+    volume_files,
+    volume_models,
+    volume_replaying,
 )
 from . import pipeline as pipeline_module
 
 Recipe = dicom_provenance.Recipe
 Patient = dicom_patient.Patient
 Study = dicom_patient.Study
+CannotReplay = volume_replaying.CannotReplay
 
-MAX_TEXT, MAX_ADAPTERS, MAX_THREADS = 20_000, 64, 256
+MAX_TEXT, MAX_ADAPTERS = 20_000, 64
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ROW = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}(:[\w.]{1,200})?")
-
-
-class CannotReplay(ValueError):
-    """The image cannot be made again here; one sentence says what is missing."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,8 @@ def check_recipe(recipe: Recipe) -> Recipe:
         refuse("input_sha256", "64 hexadecimal digits")
     if recipe.watermark not in (None, pipeline_watermark.NAME):
         refuse("watermark", f"{pipeline_watermark.NAME}, the one that this version makes, or none")
+    if recipe.volume is not None and (recipe.adapters or recipe.negative_prompt or recipe.strength is not None):
+        refuse("volume", "in a recipe without adapters, negative prompt and input image")
     if len(recipe.adapters) > MAX_ADAPTERS:
         refuse("adapters", f"at most {MAX_ADAPTERS} rows")
     for name, sha256, weight in recipe.adapters:
@@ -170,6 +172,7 @@ class Replayer:
         self._models: dict[str, str] = {}  # hash to place, of those that were looked at
         self._adapters: dict[str, str] | None = None
         self._loaded: tuple[str, Any] | None = None
+        self._volumes = volume_replaying.VolumeMaker([*map(str, models), str(volume_models.FOLDER)], self._device)
 
     def replay(
         self,
@@ -181,7 +184,7 @@ class Replayer:
         patient: Patient | None = None,
         study: Study | None = None,
     ) -> Replay:
-        """Make the image of a DICOM file, or of a PNG of ours, again.
+        """Make the image of a DICOM file, or of a PNG of ours, again; of a volume, the slice or the object.
 
         Parameters
         ----------
@@ -205,56 +208,59 @@ class Replayer:
         if recipe is None:
             raise ValueError("the file holds no recipe")
         check_recipe(recipe)
+        if recipe.volume is not None:
+            return self._replay_part(dataset, recipe, out, patient, study)
         image = self._input(recipe, images, frame)
         pipe = self._model(recipe)
         called = pipe.model_name
         self._use_adapters(pipe, recipe)
-        threads = torch.get_num_threads()
-        wanted = dict(recipe.versions).get("threads", "")
         try:
             pipe.register_to_config(model_name=recipe.model)  # by its hash it is that one, whatever it is called here
-            if wanted.isascii() and wanted.isdigit() and 1 <= int(wanted[:9]) <= MAX_THREADS:
-                torch.set_num_threads(int(wanted))
-            output = pipe(
-                recipe.prompt,
-                image,
-                1.0 if recipe.strength is None else recipe.strength,
-                modality=recipe.modality,
-                seed=recipe.seed,
-                negative_prompt=recipe.negative_prompt,
-                num_inference_steps=recipe.num_inference_steps,
-                guidance_scale=recipe.guidance_scale,
-                height=recipe.height,
-                width=recipe.width,
-                frame=frame if image is not None else None,
-                watermark=recipe.watermark is not None,
-                patient=patient,
-                study=study,
-            )
-            made, again = output.dicoms[0], output.recipes[0]
+            with volume_replaying.threads_of(recipe):
+                output = pipe(
+                    recipe.prompt,
+                    image,
+                    1.0 if recipe.strength is None else recipe.strength,
+                    modality=recipe.modality,
+                    seed=recipe.seed,
+                    negative_prompt=recipe.negative_prompt,
+                    num_inference_steps=recipe.num_inference_steps,
+                    guidance_scale=recipe.guidance_scale,
+                    height=recipe.height,
+                    width=recipe.width,
+                    frame=frame if image is not None else None,
+                    watermark=recipe.watermark is not None,
+                    patient=patient,
+                    study=study,
+                )
+                made, again = output.dicoms[0], output.recipes[0]
         finally:
             pipe.register_to_config(model_name=called)
-            torch.set_num_threads(threads)
         if dataset is not None:
-            with dicom_limits.quiet():
-                before: np.ndarray | None = dicom_limits.attempt(
-                    lambda: dicom_decode.decode_stored(dataset), "the pixels of the file cannot be read"
-                )
-            after = made.pixel_array
+            before, after = _stored(dataset), made.pixel_array
         else:
             before, after = np.asarray(picture), np.asarray(output.images[0])
         png = None if picture is None else [np.asarray(output.images[0], np.float32) / 255]
         paths = dicom_files.write_files([made], out, png_pixels=png)
-        differences = list(_pixel_differences(before, after))
-        pixels_equal = not differences
-        changed = list(_changes(recipe, again))
-        if not pixels_equal:
-            differences += changed or ["nothing else differs that the recipe records; perhaps the processor"]
-        uid_differences = [] if dataset is None else list(_uid_differences(dataset, recipe, made))
-        notes = [] if not pixels_equal else changed
-        if recipe.copy_check is not None:
-            notes = [*notes, "the comparison with the training images was not repeated"]
-        return Replay(tuple(paths), pixels_equal, not uid_differences, (*differences, *uid_differences), tuple(notes))
+        return _compared(paths, (before, after), (recipe, again), dataset, made)
+
+    def _replay_part(
+        self,
+        dataset: Dataset | None,
+        recipe: Recipe,
+        out: str | os.PathLike[str],
+        patient: Patient | None,
+        study: Study | None,
+    ) -> Replay:
+        part = None if dataset is None else volume_dicom.part_of(dataset)
+        if part is None:
+            raise ValueError("the file holds the recipe of a volume, but is no part of one")
+        made, again = self._volumes.make(recipe, part, patient, study)
+        folder = volume_files.folder_of(made, again)
+        name = f"{folder}/{volume_files.name_of(part)}"
+        paths = dicom_files.write_together(out, lambda at: volume_files.put({name: made}, at))
+        assert dataset is not None
+        return _compared(paths, (_stored(dataset), dicom_decode.decode_stored(made)), (recipe, again), dataset, made)
 
     def _input(self, recipe: Recipe, images: Sequence[Any], frame: int | None) -> Any:
         if recipe.input_sha256 is None:
@@ -320,6 +326,35 @@ def replay(source: Any, out: str | os.PathLike[str], **options: Any) -> Replay:
     """Make one image again: `Replayer` (`models`, `adapters`, `allow_hub`, `device`) and its `replay` in one."""
     own = {name: options.pop(name) for name in ("models", "adapters", "allow_hub", "device") if name in options}
     return Replayer(**own).replay(source, out, **options)
+
+
+def _stored(dataset: Dataset) -> np.ndarray:
+    with dicom_limits.quiet():
+        found: np.ndarray = dicom_limits.attempt(
+            lambda: dicom_decode.decode_stored(dataset), "the pixels of the file cannot be read"
+        )
+    return found
+
+
+def _compared(
+    paths: Sequence[Path],
+    pixels: tuple[np.ndarray, np.ndarray],
+    recipes: tuple[Recipe, Recipe],
+    dataset: Dataset | None,
+    made: Dataset,
+) -> Replay:
+    """Say what of the old (first) and the new one differs, and what may be the reason."""
+    recipe = recipes[0]
+    differences = list(_pixel_differences(*pixels))
+    pixels_equal = not differences
+    changed = list(_changes(*recipes))
+    if not pixels_equal:
+        differences += changed or ["nothing else differs that the recipe records; perhaps the processor"]
+    uid_differences = [] if dataset is None else list(_uid_differences(dataset, recipe, made))
+    notes = [] if not pixels_equal else changed
+    if recipe.copy_check is not None:
+        notes = [*notes, "the comparison with the training images was not repeated"]
+    return Replay(tuple(paths), pixels_equal, not uid_differences, (*differences, *uid_differences), tuple(notes))
 
 
 def _pixel_differences(before: np.ndarray | None, after: np.ndarray) -> Iterator[str]:

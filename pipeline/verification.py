@@ -28,6 +28,7 @@ from . import (
     given_values,
     pipeline_watermark,
     verification_result,
+    volume_dicom,
 )
 
 MARK = dicom_provenance.MARK
@@ -104,6 +105,8 @@ def recipe_in(dataset: Dataset | None, picture: Image.Image | None) -> Recipe | 
             raise ValueError("the recipe names a modality that is not known here")
         if not (1 <= recipe.height <= MAX_SIDE and 1 <= recipe.width <= MAX_SIDE):
             raise ValueError(f"the recipe wants more than the {MAX_SIDE} x {MAX_SIDE} pixels allowed")
+        if recipe.volume is not None and volume_dicom.slices_of(recipe).shape[1:] != (recipe.height, recipe.width):
+            raise ValueError("the recipe's height and width are not those of its volume's slices")
     return recipe
 
 
@@ -276,10 +279,8 @@ def _against_reference(
     dataset: Dataset, recipe: Recipe, given: tuple[Patient, Study]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Name what is missing or empty, and what is other, than in the dataset that this version would write."""
-    profile = dicom_profiles.PROFILES[recipe.modality]
-    blank = np.zeros((recipe.height, recipe.width), np.float32)
     try:
-        reference = dicom_output.to_dataset(blank, profile, recipe, patient=given[0], study=given[1])
+        reference = _reference(dataset, recipe, *given)
     except ValueError:
         return (), ()
     stripped, changed = [], []
@@ -297,3 +298,16 @@ def _against_reference(
         elif found != _values(reference, keyword):
             changed.append(keyword)
     return tuple(stripped), tuple(changed)
+
+
+def _reference(dataset: Dataset, recipe: Recipe, patient: Patient, study: Study) -> Dataset:
+    """Make the dataset of blank pixels that this version would write."""
+    if recipe.volume is None:
+        blank = np.zeros((recipe.height, recipe.width), np.float32)
+        return dicom_output.to_dataset(
+            blank, dicom_profiles.PROFILES[recipe.modality], recipe, patient=patient, study=study
+        )
+    part = volume_dicom.part_of(dataset)
+    if part is None:
+        raise ValueError("no part of a volume")
+    return volume_dicom.blank_part(recipe, part, patient, study)

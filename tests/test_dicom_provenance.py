@@ -23,6 +23,7 @@ from pipeline.dicom_provenance import (
     uid_of,
 )
 from tests.dicom_samples import recipe_of
+from tests.volume_samples import volume_recipe
 
 
 def full_recipe() -> Recipe:
@@ -52,7 +53,7 @@ def test_digest_leaves_out_versions_and_request_digest_the_seed():
     for name, value in asdict(recipe).items():
         if name in ("seed", "versions", "copy_check"):
             continue
-        other = {"adapters": (), "strength": None, "input_sha256": None}.get(
+        other = {"adapters": (), "strength": None, "input_sha256": None, "volume": volume_recipe().volume}.get(
             name, value + 1 if isinstance(value, int | float) else "x"
         )
         assert replace(recipe, **{name: other}).request_digest() != recipe.request_digest(), name

@@ -14,7 +14,8 @@ from diffusers.utils.dynamic_modules_utils import get_relative_import_files
 from pipeline.pipeline_saving import COMMAND_FILES
 
 ROOT = Path(__file__).parents[1]
-OURS = ("pipeline", "lora", "evaluation", "hub_cards", "app", "app_adapters", "app_parts", "app_uploads", "tests")
+APP = {path.stem for path in ROOT.glob("app*.py")}
+OURS = ("pipeline", "lora", "evaluation", "hub_cards", *sorted(APP), "tests")
 
 
 def imported(path: Path) -> set[str]:
@@ -73,7 +74,7 @@ def test_modules_of_the_pipeline_do_not_import_in_circles():
 @pytest.mark.parametrize("folder", ["lora", "evaluation", "pipeline"])
 def test_no_gradio_below_the_app(folder):
     for path in files(folder):
-        assert not roots(path) & {"gradio", "app", "app_adapters", "app_parts", "app_uploads"}, path
+        assert not roots(path) & {"gradio", *APP}, path
 
 
 def test_nothing_needs_torchvision():

@@ -366,6 +366,8 @@ class SyntheticDicomVolumePipeline(DiffusionPipeline):
                     "torch": torch.__version__,
                     "diffusers": diffusers.__version__,
                     "transformers": transformers.__version__,
+                    "device": self._execution_device.type,
+                    "threads": str(torch.get_num_threads()),
                 },
             }
             for text, values, seed in zip(texts, asked, seeds, strict=True)

@@ -1,0 +1,101 @@
+"""The command `volume`: a prompt and numbers to a DICOM series, with its label map and as NIfTI if that is wanted."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from . import batch_maker, volume_models
+
+MAX_COUNT = 1000
+
+
+def add_volume(commands: Any, patient: str, study: str) -> None:
+    """Add the options of `volume`."""
+    volume = commands.add_parser("volume", help="make a volume: a DICOM series, its label map, NIfTI")
+    volume.add_argument("prompt", help='for example "T1 MRI of the hippocampus, small anterior part"')
+    volume.add_argument("--out", required=True, metavar="DIR", type=Path, help="folder to write into")
+    volume.add_argument(
+        "--covariate",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="what the volume is to have, such as anterior_mm3=1500 (cubic millimetres); repeatable; by default what "
+        "the prompt says, else drawn",
+    )
+    volume.add_argument("--count", metavar="N", type=int, default=1, help="number of volumes (1)")
+    volume.add_argument("--seed", metavar="K", type=int, help="seed of the first volume; the next have K+1, ...")
+    volume.add_argument("--steps", metavar="N", type=int, help="denoising steps; by default the model's")
+    volume.add_argument("--guidance", metavar="G", type=float, help="guidance scale; by default the model's")
+    volume.add_argument(
+        "--shape", metavar=("X", "Y", "Z"), nargs=3, type=int, help="cut this many voxels out of the middle"
+    )
+    volume.add_argument("--enhanced", action="store_true", help="write one enhanced multi-frame object too")
+    volume.add_argument("--seg", action="store_true", help="write the label map too, as DICOM Segmentation")
+    volume.add_argument("--nifti", action="store_true", help="write NIfTI too; with --seg also of the label map")
+    volume.add_argument("--zip", action="store_true", help="write one zip archive instead of files")
+    volume.add_argument("--patient", metavar="KEY=VALUE", action="append", default=[], help=patient)
+    volume.add_argument("--study", metavar="KEY=VALUE", action="append", default=[], help=study)
+    volume.add_argument("--model", metavar="M", help="folder or Hub id of another volume model")
+    volume.add_argument("--device", metavar="D", help="cpu, cuda or mps; by default the best there is")
+    volume.add_argument("--sign-key", metavar="FILE", type=Path, help="sign each object with the key in this file")
+
+
+def run_volume(options: argparse.Namespace, patient: Any, study: Any, key: bytes | None) -> int:
+    """Carry out `volume`: prints one written path a line, and warnings of the request on stderr.
+
+    Raises
+    ------
+    ValueError
+        Something is not allowed, or there is no model.
+    """
+    covariates = covariates_of(options.covariate)
+    if not 1 <= options.count <= MAX_COUNT:
+        raise ValueError(f"`--count` is {options.count}; allowed is a whole number from 1 to {MAX_COUNT}")
+    if options.model is None and not volume_models.is_model(volume_models.FOLDER):
+        raise ValueError("no volume model is here; give the folder or Hub id of one with `--model`")
+    if options.model is not None and Path(options.model).is_dir() and not volume_models.is_model(options.model):
+        raise ValueError(f"`--model` is {options.model!r}, which holds no volume model")
+    # torch takes seconds to import: only after the options have been found good
+    batch_maker.quieten()
+    from . import pipeline, volume_dicom, volume_files
+
+    pipe = volume_models.load(options.model or volume_models.FOLDER, options.device or pipeline.best_device())
+    pipe.set_progress_bar_config(disable=not sys.stderr.isatty())
+    first = int.from_bytes(os.urandom(4), "big") if options.seed is None else options.seed
+    volumes = []
+    for seed in range(first, first + options.count):  # one at a time: a batch rounds otherwise, and is not replayed
+        output = pipe(
+            options.prompt,
+            covariates,
+            seed=seed,
+            num_inference_steps=options.steps,
+            guidance_scale=options.guidance,
+            shape=options.shape,
+        )
+        recipe = volume_dicom.recipe_of(output, 0, pipe.config.subject["description"])
+        volumes.append(volume_files.Volume(output.volumes[0], output.masks[0], recipe))
+        for warning in output.warnings[0]:
+            print(f"warning: seed {seed}: {warning}", file=sys.stderr)
+    wanted = volume_files.Wanted(options.enhanced, options.seg, options.nifti, options.zip)
+    for path in volume_files.write_volumes(volumes, options.out, wanted, patient=patient, study=study, key=key):
+        print(path)
+    return 0
+
+
+def covariates_of(pairs: list[str]) -> dict[str, float]:
+    """Read NAME=VALUE pairs; a ValueError for any other, or a name that is given twice."""
+    values: dict[str, float] = {}
+    for pair in pairs:
+        name, _, number = pair.partition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            raise ValueError(f"`--covariate` is {pair!r}; allowed is NAME=NUMBER, such as anterior_mm3=1500") from None
+        if name in values:
+            raise ValueError(f"`--covariate` has {name!r} twice")
+        values[name] = value
+    return values
