@@ -167,6 +167,26 @@ def test_reading_a_prompt():
     assert read_prompt("hippocampus of 1500 mm3, 1 mm slices", NAMES) == ({}, {})  # of which structure?
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "anterior 1500 mm3 posterior 1400 mm3",
+        "anterior: 1500 mm3, posterior: 1.4 ml",
+        "anterior (1,500 mm3), posterior (1,400 mm3)",
+        "anterior=1500mm3; 1400 mm3 posterior",
+    ],
+)
+def test_numbers_are_read_however_they_are_put(words):
+    assert read_prompt(f"MRI of the hippocampus, {words}", NAMES) == (dict(zip(NAMES, (1500, 1400), strict=True)), {})
+
+
+@pytest.mark.parametrize(
+    "words", ["no atrophy", "not small", "without reduced volume", "anterior -5 mm3", "anterior 1e3 mm3"]
+)
+def test_what_is_denied_or_no_plain_number_is_not_read(words):
+    assert read_prompt(f"MRI of the hippocampus, {words}", NAMES) == ({}, {})
+
+
 def test_drawing_covariates():
     known = Distribution.of(NAMES, VALUES)
     assert Distribution.from_config(json.loads(json.dumps(known.to_config()))) == known
@@ -200,6 +220,7 @@ def test_what_the_denoiser_sees_of_covariates():
         ({"covariates": {"anterior_mm3": [20, 30]}}, "2 values of anterior_mm3; allowed is one, or 1"),
         ({"covariates": 1500}, "`covariates` is 1500; allowed is a dictionary"),
         ({"prompt": "hippocampus, anterior 5000 mm3"}, "anterior_mm3 5000.0; allowed"),
+        ({"prompt": "hippocampus \ud800"}, "allowed is sound Unicode"),
         ({"seed": -1}, "`seed` is -1"),
         ({"seed": 2**63 - 1, "num_volumes_per_prompt": 2}, "`seed` is 9223372036854775807; allowed"),
         ({"num_volumes_per_prompt": 0}, "`num_volumes_per_prompt` is 0"),

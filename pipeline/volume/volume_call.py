@@ -75,6 +75,8 @@ def check_call(
     for text in prompts:
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"`prompt` must be text, and not empty; got {text!r}")
+        if any("\ud800" <= c <= "\udfff" for c in text):  # half a surrogate pair: tokenizers take no such
+            raise ValueError(f"`prompt` is {text!r}; allowed is sound Unicode")
     if output_type not in OUTPUT_TYPES:
         raise ValueError(f"`output_type` is {output_type!r}; allowed are {', '.join(map(repr, OUTPUT_TYPES))}")
     if not isinstance(mask, bool):

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,11 @@ FEATURES = 2 + 2 * len(FREQUENCIES)
 FURTHEST = 4.0  # standard deviations; beyond that the denoiser is shown this much
 _DRAWS = 1000
 _DRAW_TAG = 0x564F4C  # keeps these draws apart from others with the same seed
-_NUMBER = re.compile(r"(\d+(?:\.\d+)?)\s*(mm3|mm³|mm\^3|cubic millimet(?:er|re)s?|ml|cm3|cm³|cc)(?![\w^])", re.I)
+_NUMBER = re.compile(
+    r"(?<![\w.,-])(\d+(?:\.\d+)?)\s*(mm3|mm³|mm\^3|cubic millimet(?:er|re)s?|ml|cm3|cm³|cc)(?![\w^])", re.I
+)
+_SEPARATORS = re.compile(r"[,;]|\.(?!\d)|\b(?:and|but|with|while)\b", re.I)
+_DENIED = re.compile(r"\b(?:no|not|nor|without|non)\b.*", re.I | re.S)  # "no atrophy" is no small hippocampus
 _SIZES = {
     "small": r"small|smaller|tiny|reduced|atroph\w*|shrunken|low[- ]volume",
     "large": r"large|larger|big|enlarged|high[- ]volume|prominent",
@@ -160,16 +165,37 @@ def read_prompt(prompt: str, names: Sequence[str]) -> tuple[dict[str, float], di
     """
     numbers: dict[str, float] = {}
     bands: dict[str, str] = {}
-    for clause in re.split(r"[,;:()]|\.(?!\d)|\b(?:and|but|with|while)\b", prompt, flags=re.I):
-        named = [name for name in names if re.search(rf"\b{re.escape(structure(name))}", clause, re.I)]
+    for clause in _clauses(prompt, names):
+        named = _named(clause, names)
         found = _NUMBER.search(clause)
         if found and len(named) == 1:
             factor = 1.0 if found[2].lower().startswith(("mm", "cubic")) else 1000.0
             numbers[named[0]] = float(found[1]) * factor
-        sizes = [size for size, words in _SIZES.items() if re.search(rf"\b(?:{words})\b", clause, re.I)]
+        said = _DENIED.sub("", clause)
+        sizes = [size for size, words in _SIZES.items() if re.search(rf"\b(?:{words})\b", said, re.I)]
         if len(sizes) == 1:
             bands |= dict.fromkeys(named or [name for name in names if name not in bands], sizes[0])
     return numbers, bands
+
+
+def _named(clause: str, names: Sequence[str]) -> list[str]:
+    return [name for name in names if re.search(rf"\b{re.escape(structure(name))}", clause, re.I)]
+
+
+def _clauses(prompt: str, names: Sequence[str]) -> list[str]:
+    """Cut a prompt into clauses; one that lists structures with a number behind each is cut before each structure."""
+    parts: list[str] = []
+    for clause in _SEPARATORS.split(re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", prompt)):  # 1,500 is one number
+        numbers = [found.start() for found in _NUMBER.finditer(clause)]
+        places = [
+            found.start() for name in names if (found := re.search(rf"\b{re.escape(structure(name))}", clause, re.I))
+        ]
+        if len(numbers) > 1 and len(places) > 1 and min(places) < numbers[0]:
+            cuts = [0, *sorted(places), len(clause)]
+            parts += [clause[start:end] for start, end in pairwise(cuts)]
+        else:
+            parts.append(clause)
+    return parts
 
 
 def check(covariates: Any, names: Sequence[str], count: int, most: float) -> list[dict[str, float]]:
