@@ -1,6 +1,7 @@
 """The Space: a page over the pipeline. Type a prompt or upload an image; see the result, download valid DICOM.
 
-`python app.py` serves it at http://127.0.0.1:7860. SYNTHETIC_DICOM_MODEL names another model folder or Hub id.
+`python app.py` serves it at http://127.0.0.1:7860. SYNTHETIC_DICOM_MODEL names another model folder or Hub id;
+SYNTHETIC_DICOM_KEEP_SECONDS says how long uploads and results are kept (an hour).
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ from app_parts import (
     toasts,
 )
 from app_uploads import checked_upload, confirmation, guard_uploads, preview_of
+from app_verify import verify_tab
 from app_volume import VolumeTab, load_volume_model
 from pipeline.dicom_profiles import choose_profile
 from pipeline.pipeline import best_device
@@ -56,6 +58,8 @@ from pipeline.pipeline import best_device
 MAX_IMAGES, MAX_STEPS, MAX_GUIDANCE, MAX_TEXT = 8, 100, 20, 1000
 MAX_SEED = 2**32 - 1
 MAX_UPLOAD = "50mb"
+MAX_WAITING = 24  # requests in the queue; one more is asked to come again later
+KEEP_SECONDS = int(os.environ.get("SYNTHETIC_DICOM_KEEP_SECONDS") or 3600)  # of uploads and results on this machine
 MODALITY_CHOICES = [
     ("Automatic: what the prompt names", AUTOMATIC),
     ("Chest X-ray", "chest-xray"),
@@ -305,7 +309,9 @@ NARROW_SCROLL = """(...values) => {
 RUNNING: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
 QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
-with gr.Blocks(title="Synthetic DICOM", delete_cache=(600, 3600), analytics_enabled=False) as demo:
+CLEANING = min(600, KEEP_SECONDS), KEEP_SECONDS  # how often, and what is how old
+
+with gr.Blocks(title="Synthetic DICOM", delete_cache=CLEANING, analytics_enabled=False) as demo:
     results = gr.State(None)
     gr.HTML(
         "<h1>Synthetic DICOM</h1><p>Describe a medical image in a radiologist's words; "
@@ -355,6 +361,7 @@ with gr.Blocks(title="Synthetic DICOM", delete_cache=(600, 3600), analytics_enab
                         elem_classes="note",
                     )
                 VOLUME.controls()
+                verify_tab()
             with gr.Group() as settings:
                 modality = gr.Dropdown(MODALITY_CHOICES, value=AUTOMATIC, label="Modality")
                 adapter_controls = ADAPTERS.controls(QUICK)
@@ -471,7 +478,7 @@ with gr.Blocks(title="Synthetic DICOM", delete_cache=(600, 3600), analytics_enab
             endpoint, inputs_kwargs=inputs, outputs=answer, api_name=endpoint.__name__, **RUNNING
         )
 
-demo.queue(max_size=24, default_concurrency_limit=2, api_open=False)
+demo.queue(max_size=MAX_WAITING, default_concurrency_limit=2, api_open=False)
 LAUNCH: dict[str, Any] = {
     "theme": THEME, "css": CSS, "head": HEAD, "max_file_size": MAX_UPLOAD, "footer_links": [], "run_history": False,
     "ssr_mode": False, "quiet": True, "show_error": False,

@@ -10,7 +10,7 @@ import re
 import tempfile
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ import gradio as gr
 import numpy as np
 import PIL.Image
 import pydicom
+from gradio.context import LocalContext
 from pydicom import Dataset
 from pydicom.dataelem import DataElement
 from pydicom.uid import UID
@@ -96,7 +97,8 @@ document.addEventListener("change", ({target}) => {
 document.addEventListener("dragover", (event) => event.preventDefault());
 document.addEventListener("drop", (event) => {
   event.preventDefault();
-  const zone = event.target.closest("#image-tab, #adapter-file"), input = zone?.querySelector("input[type=file]");
+  const zone = event.target.closest("#image-tab, #verify-tab, #adapter-file");
+  const input = zone?.querySelector("input[type=file]");
   if (zone) event.stopPropagation();  // Gradio would send the name
   if (!input || !event.dataTransfer.files.length) return;
   input.files = event.dataTransfer.files;
@@ -244,14 +246,16 @@ def steps_of(draw: Any, profile: DicomProfile | None, total: int, arguments: dic
     """Run a pipeline (`draw`, called as one) and give each `Step` as it happens, then the output.
 
     Without a profile there are no previews.
-    It runs in a thread of its own, one run at a time; when the caller stops listening, it stops at its next step.
+    It runs in a thread of its own, one run at a time; when the caller stops listening, or the user who asked cancels or
+    goes away, it stops at its next step.
     """
+    waited_for = somebody_waits()
     happened: queue.Queue[Any] = queue.Queue()
     left = threading.Event()
     every = max(1, -(-total // PREVIEWS))
 
     def report(pipe: Any, index: int, _: int, tensors: dict[str, Any]) -> dict[str, Any]:
-        if left.is_set():
+        if left.is_set() or not waited_for():
             raise _NobodyListens
         number, previews = index + 1, None
         if profile is not None and number % every == 0 and number < total:
@@ -279,6 +283,18 @@ def steps_of(draw: Any, profile: DicomProfile | None, total: int, arguments: dic
         yield news
     finally:
         left.set()
+
+
+def somebody_waits() -> Callable[[], bool]:
+    """Give a question to ask during the present call, namely whether its user still waits for it.
+
+    Gradio stops calling a generator whose user has cancelled or gone, but it cannot stop a function.
+    """
+    event, blocks = LocalContext.event_id.get(None), LocalContext.blocks.get(None)
+    if event is None or blocks is None:  # called by no page and no program
+        return lambda: True
+    jobs = blocks._queue.active_jobs
+    return lambda: any(job._id == event and job.alive for some in list(jobs) for job in list(some or ()))
 
 
 class _NobodyListens(Exception):

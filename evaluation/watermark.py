@@ -192,7 +192,7 @@ def _errors(images: Sequence[tuple[str, DicomProfile, np.ndarray]], words: str) 
     for text, profile, pixels in tqdm(images, desc=f"attacking {words} images", mininterval=5):
         marked = embed(pixels)
         pair = [np.asarray(to_picture(each, profile), np.float64) for each in (marked, pixels)]
-        error = np.mean((pair[0] - pair[1]) ** 2)
+        error = float(np.mean((pair[0] - pair[1]) ** 2))
         costs.setdefault(profile.name, []).append(20 * math.log10(255 / math.sqrt(max(error, 1e-9))))
         for side, some in enumerate((marked, pixels)):
             for attack, left in attacked(text, profile, some):
@@ -200,7 +200,8 @@ def _errors(images: Sequence[tuple[str, DicomProfile, np.ndarray]], words: str) 
     flat = [value for values in costs.values() for value in values]
     return {
         "count": len(images),
-        "psnr": {"mean": np.mean(flat), "least": min(flat)} | {name: np.mean(v) for name, v in sorted(costs.items())},
+        "psnr": {"mean": np.mean(flat), "least": float(min(flat))}
+        | {name: np.mean(v) for name, v in sorted(costs.items())},
         "attacks": {attack: _rates(*both) for attack, both in scores.items()},
         "missed": sum(sum(value <= THRESHOLD for value in both[0]) for both in scores.values()),
         "false_alarms": sum(sum(value > THRESHOLD for value in both[1]) for both in scores.values()),
