@@ -132,7 +132,7 @@ class Adapters:
         if hub_id and not is_hub_id(hub_id):  # else it might be a path on this machine
             raise ValueError(f"`adapter_hub_id` is {hub_id[:80]!r}; allowed is a Hub id such as org/name")
         source = file or hub_id
-        with readable(source):
+        with readable():
             adapter = read_adapter(source, max_bytes=MAX_BYTES, token=False)  # not with this server's rights
         # A file's name may be a patient's; what the file calls itself was written by its training.
         name = adapter.name if hub_id else fit_name(str(adapter.metadata.get("name") or OWN))
@@ -145,7 +145,7 @@ class Adapters:
     def draw(self, choice: Choice, **arguments: Any) -> Any:
         """Call the pipeline with this adapter alone. One call at a time, which `steps_of` sees to."""
         if choice.source:
-            with readable(choice.source):  # it is there already: no network while others wait
+            with readable():  # it is there already: no network while others wait
                 self.pipe.load_lora_weights(
                     choice.source, adapter_name=choice.name, max_bytes=MAX_BYTES, token=False, local_files_only=True
                 )
@@ -184,10 +184,9 @@ class Adapters:
 
 
 @contextmanager
-def readable(source: str) -> Iterator[None]:
+def readable() -> Iterator[None]:
     """Make errors about an own adapter speak to the one who gave it, and not by its file's name."""
     try:
         yield
     except ValueError as error:
-        message = str(error).replace("`source`", "the adapter")
-        raise ValueError(message.replace(f" {Path(source).name!r} is no whole", " is no whole")) from None
+        raise ValueError(str(error).replace("`source`", "the adapter")) from None

@@ -212,16 +212,16 @@ class _Tester:
             theirs.close()
             self._connection.send(self._doors)  # so that no file has to wait for a start
             self._connection.recv()
-        self._connection.send((case.door, case.data))
-        if not self._connection.poll(self._seconds):
-            self._end()
-            return Outcome("hung", seconds=self._seconds)
         try:
+            self._connection.send((case.door, case.data))
+            if not self._connection.poll(self._seconds):
+                self._end()
+                return Outcome("hung", seconds=self._seconds)
             return self._connection.recv()
-        except EOFError:
+        except (EOFError, OSError):
             self._process.join()
             detail = f"the process ended with {self._process.exitcode}"
-            self._process = None
+            self._end()
             return Outcome("crashed", detail)
 
     def _end(self) -> None:

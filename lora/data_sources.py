@@ -13,6 +13,7 @@ import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -30,6 +31,7 @@ PASSED_OVER = frozenset(
 )
 PASSED_OVER_NAMES = frozenset(("dicomdir", "lockfile", "version", "readme", "licence", "license"))
 SPLITS = {"train": "train", "training": "train", "val": "val", "validation": "val", "test": "test"}
+MAX_TABLE_BYTES, MAX_ROWS = 256 * 2**20, 1_000_000
 GROUP_COLUMNS = ("group_id", "patient_id")
 
 
@@ -96,14 +98,20 @@ def read_table(path: Path, place: str) -> tuple[list[str], list[dict[str, str]]]
     """Read a CSV table: its columns, and its rows with no value missing."""
     name = f"`{path.name}` of {place}"
     csv.field_size_limit(2**30)
+    if attempt(path.stat, f"{name} cannot be read.").st_size > MAX_TABLE_BYTES:
+        raise ValueError(f"{name} has more than the {MAX_TABLE_BYTES} bytes allowed.")
     data = attempt(path.read_bytes, f"{name} cannot be read.")
     content = attempt(lambda: data.decode("utf-8-sig"), f"{name} is not UTF-8 text; save it as CSV UTF-8.")
     first = content.partition("\n")[0]
     separator = ";" if ";" in first and "," not in first else ","  # what Excel writes in half of Europe
     lines = attempt(
-        lambda: list(csv.reader(io.StringIO(content, newline=""), delimiter=separator, strict=True)),
+        lambda: list(
+            islice(csv.reader(io.StringIO(content, newline=""), delimiter=separator, strict=True), MAX_ROWS + 2)
+        ),
         f"{name} is no CSV table: a quotation mark is not closed, or the file is damaged.",
     )
+    if len(lines) > MAX_ROWS + 1:
+        raise ValueError(f"{name} has more than the {MAX_ROWS} rows allowed.")
     table = [line for line in lines if any(value.strip() for value in line)]
     if not table:
         raise ValueError(f"{name} is empty; its first line must name the columns.")

@@ -30,6 +30,7 @@ from . import adapter_names, dicom_profiles
 known_modality = dicom_profiles.known_modality
 
 MAX_BYTES = 512 * 2**20
+MAX_HEADER, MAX_TENSORS = 8 * 2**20, 20_000  # an adapter of every layer of Stable Diffusion has some 1,500
 PARTS = ("text_encoder", "unet")
 
 _CONFIG_KEY = "lora_adapter_metadata"  # where diffusers writes peft's LoraConfig, as JSON
@@ -129,12 +130,20 @@ def read_adapter(
     if path.stat().st_size > max_bytes:
         raise ValueError(f"`source` has {path.stat().st_size} bytes; allowed are {max_bytes}")
     data = path.read_bytes()
+    damaged = "`source` is no whole safetensors file"  # its name is not repeated: it may be a patient's
+    length = int.from_bytes(data[:8], "little")
+    if length > min(MAX_HEADER, len(data) - 8):
+        raise ValueError(f"{damaged}, or its header is longer than the {MAX_HEADER} bytes allowed")
     try:
+        header = json.loads(data[8 : 8 + length])
+        if not isinstance(header, dict) or len(header) > MAX_TENSORS + 1:
+            raise ValueError(f"the header names no tensors, or more than {MAX_TENSORS}")
         tensors = load(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__") or {}
-    except (SafetensorError, ValueError, KeyError, RuntimeError, RecursionError) as error:
-        raise ValueError(f"`source` {path.name!r} is no whole safetensors file") from error
-    return adapter_of(tensors, header, name)
+    except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError, OverflowError, RecursionError):
+        tensors = None
+    if tensors is None:  # outside the handler: what it said may hold text of the file
+        raise ValueError(damaged)
+    return adapter_of(tensors, header.get("__metadata__") or {}, name)
 
 
 def adapter_of(
