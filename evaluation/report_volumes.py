@@ -11,7 +11,7 @@ from .report_bars import with_interval
 from .report_parts import folded, paragraph, plot, table
 from .report_plots import Point, line_plot
 
-SETS = {"synthetic": "synthetic", "floor": "floor: real images", "blurred": "real, blurred"}
+SETS = {"synthetic": "synthetic", "floor": "floor: training real", "blurred": "training real, blurred"}
 SEEN = {"by_label_map": "label map", "by_segmenter": "segmenter", "segmenter_on_unseen_real": "segmenter, unseen real"}
 ARMS = {"synthetic": "synthetic alone", "real": "real (duplicated)", "both": "real and synthetic"}
 
@@ -123,4 +123,6 @@ def _sheet(folder: Path, result: dict[str, Any]) -> str:
     if not path.is_file():
         return paragraph(f"The sheet {path.name} is not in the folder.")
     uri = "data:image/jpeg;base64," + base64.b64encode(path.read_bytes()).decode()
-    return plot(uri, "SYNTHETIC volumes, unchosen: sagittal, coronal, axial, then with the label map's outlines.")
+    words = "SYNTHETIC volumes, unchosen: sagittal, coronal, axial, then with the label map's outlines."
+    picture = f'<img src="{uri}" alt="{escape(words)}" style="width: 100%">'
+    return f"<figure>{picture}<figcaption>{escape(words)}</figcaption></figure>"

@@ -211,7 +211,8 @@ def _sizes(made: VolumePairs, real: RealVolumes, judge: Any, seed: int) -> dict[
 def judged(parts: dict[str, Any]) -> list[dict[str, Any]]:
     """List what is asked of the model: `question`, `value`, its interval, the `bar`, and whether to be at `least` it.
 
-    `holds` is of the value alone; None where it could not be measured.
+    `holds` is of the value alone, but for the Dice gained, which holds where the intervals over seeds do not overlap;
+    None where it could not be measured.
     """
     found: list[dict[str, Any]] = []
 
@@ -243,10 +244,14 @@ def judged(parts: dict[str, Any]) -> list[dict[str, Any]]:
     ask("Synthetic volumes closer to a training volume than real volumes are to one another", closer, 0, False, words)
     utility = parts["utility"]
     dices = {(arm["regime"], arm["real"]): arm["dice"]["mean"] for arm in utility["arms"]}
-    for count, one in utility["gains"].items():
-        apart = one["between_intervals"]
-        gained = None if apart is None else {"value": one["value"], **apart}
-        words = f"Dice {dices['both', int(count)]:.3f} and {dices['real', int(count)]:.3f}, intervals over seeds"
-        ask(f"Dice gained by adding synthetic pairs to {count} real, beside those duplicated", gained, 0, True, words)
+    few = min(utility["gains"], key=int)  # where synthetic pairs should help most
+    one, apart = utility["gains"][few], utility["gains"][few]["between_intervals"]
+    gained = None if apart is None else {"value": one["value"], **apart}
+    words = (
+        f"Dice {dices['both', int(few)]:.3f} and {dices['real', int(few)]:.3f}; the interval is the gap between both's "
+    )
+    words += "intervals over seeds, so that it lies above 0 where they do not overlap"
+    ask(f"Dice gained by adding synthetic pairs to {few} real, beside those duplicated", gained, 0, True, words)
+    found[-1]["holds"] = None if apart is None else bool(apart["low"] > 0)
     ask("Dice trained on synthetic alone as a share of all real", utility["synthetic_share_of_real"], PASS_SHARE, True)
     return found
