@@ -63,13 +63,13 @@ class Verification:
 
     @property
     def ok(self) -> bool:
-        """Made here, marked, and nothing altered as far as the file can tell."""
+        """Made here, marked, and nothing altered; without its digest a file cannot tell, and is not."""
         return (
             self.made_here
             and not self.missing_marks
             and self.uids in (("follow",) if self.kind == "DICOM" else ("not known",))
-            and self.pixels in ("unaltered", "no digest")
-            and self.recipe_state in ("unaltered", "no digest")
+            and self.pixels == "unaltered"
+            and self.recipe_state == "unaltered"
             and (self.signature == "valid" if self.wants_signature else self.signature in ("none", "not checked"))
         )
 
