@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -59,6 +60,9 @@ def run_volume(options: argparse.Namespace, patient: Any, study: Any, key: bytes
         raise ValueError("no volume model is here; give the folder or Hub id of one with `--model`")
     if options.model is not None and Path(options.model).is_dir() and not volume_models.is_model(options.model):
         raise ValueError(f"`--model` is {options.model!r}, which holds no volume model")
+    for wanted, option, package in ((options.seg, "--seg", "highdicom"), (options.nifti, "--nifti", "nibabel")):
+        if wanted and importlib.util.find_spec(package) is None:
+            raise ValueError(f"`{option}` needs the Python package {package}, which is not installed")
     # torch takes seconds to import: only after the options have been found good
     batch_maker.quieten()
     from . import pipeline, volume_dicom, volume_files

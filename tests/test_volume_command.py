@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import zipfile
 from pathlib import Path
 
@@ -111,6 +112,15 @@ def test_without_a_model_it_says_so(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("pipeline.volume_models.FOLDER", tmp_path)
     assert main(["volume", PROMPT, "--out", str(tmp_path / "out")]) == 2
     assert "no volume model is here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("option", "package"), [("--seg", "highdicom"), ("--nifti", "nibabel")])
+def test_a_missing_package_is_named_before_any_work(model, tmp_path, capsys, monkeypatch, option, package):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else found(name))
+    assert run(model, tmp_path / "out", option) == 2
+    assert f"`{option}` needs the Python package {package}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 # ---- replay ---------------------------------------------------------------------------------------------------------
