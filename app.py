@@ -49,6 +49,7 @@ from app_parts import (
     steps_of,
     toasts,
 )
+from app_sweep import keep_swept
 from app_uploads import checked_upload, confirmation, guard_uploads, preview_of
 from app_verify import verify_tab
 from app_volume import VolumeTab, load_volume_model
@@ -309,7 +310,7 @@ NARROW_SCROLL = """(...values) => {
 RUNNING: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
 QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
-CLEANING = min(600, KEEP_SECONDS), KEEP_SECONDS  # how often, and what is how old
+CLEANING = min(600, 1 + KEEP_SECONDS // 4), KEEP_SECONDS  # how often, and what is how old
 
 with gr.Blocks(title="Synthetic DICOM", delete_cache=CLEANING, analytics_enabled=False) as demo:
     results = gr.State(None)
@@ -478,6 +479,7 @@ with gr.Blocks(title="Synthetic DICOM", delete_cache=CLEANING, analytics_enabled
             endpoint, inputs_kwargs=inputs, outputs=answer, api_name=endpoint.__name__, **RUNNING
         )
 
+keep_swept(demo.GRADIO_CACHE, CLEANING[1], CLEANING[0])
 demo.queue(max_size=MAX_WAITING, default_concurrency_limit=2, api_open=False)
 LAUNCH: dict[str, Any] = {
     "theme": THEME, "css": CSS, "head": HEAD, "max_file_size": MAX_UPLOAD, "footer_links": [], "run_history": False,

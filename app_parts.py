@@ -25,6 +25,7 @@ from pydicom import Dataset
 from pydicom.dataelem import DataElement
 from pydicom.uid import UID
 
+from app_sweep import PREFIX
 from pipeline.dicom_files import write_files
 from pipeline.dicom_input import square
 from pipeline.dicom_pixels import to_picture
@@ -198,7 +199,7 @@ class Result:
 def save(output: Any, source: np.ndarray | None, cache: str) -> Result:
     """Write DICOM, PNG and zip into a new folder of the cache, which Gradio empties after a while."""
     Path(cache).mkdir(parents=True, exist_ok=True)
-    folder = tempfile.mkdtemp(dir=cache)
+    folder = tempfile.mkdtemp(prefix=PREFIX, dir=cache)
     pictures = [np.asarray(image, np.float32) / 255 for image in output.images]
     paths = [str(path) for path in write_files(output.dicoms, folder, png_pixels=pictures)]
     archive = write_files(output.dicoms, folder, png_pixels=pictures, zip_archive=True)

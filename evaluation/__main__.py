@@ -165,6 +165,13 @@ def make_parser() -> argparse.ArgumentParser:
     one.add_argument("--keep", help="folder for the files that crashed, leaked, or took too much")
     one.add_argument("--out", required=True, help="JSON to write")
 
+    one = commands.add_parser("load", parents=[model, seeded], help="the app under many clients at once, on loopback")
+    one.add_argument("--clients", type=int, default=30, help="(default: 30)")
+    one.add_argument("--seconds", type=float, default=600, help="how long they ask (default: 600)")
+    one.add_argument("--steps", type=int, default=2, help="denoising steps of a request (default: 2)")
+    one.add_argument("--keep", type=int, default=120, help="seconds that the server keeps files (default: 120)")
+    one.add_argument("--out", required=True, help="JSON to write")
+
     one = commands.add_parser("report", help="one HTML page of all results in a folder, what failed first")
     one.add_argument("--results", default="evaluation/results", help="folder of JSON files (default: %(default)s)")
     one.add_argument("--out", default="build/report/report.html", help="page to write (default: %(default)s)")
@@ -230,6 +237,10 @@ def measure(what: str, options: dict[str, Any]) -> tuple[dict[str, Any], Path]:
         from .history import add_to_history
 
         return add_to_history(options["label"], options["results"], out), out
+    if what == "load":
+        from .load import load
+
+        return load(**options), out
     if what == "watermark":
         from .watermark import watermark
 

@@ -76,6 +76,9 @@ def build_parser() -> argparse.ArgumentParser:
         "what is there already is not made again",
     )
     generate.add_argument("--workers", metavar="N", type=int, default=1, help="processes for a list of prompts (1)")
+    generate.add_argument(
+        "--ray", metavar="ADDRESS", help="workers on a Ray cluster (pip install ray), or `local`; for a list of prompts"
+    )
     more_commands.add_verify(commands)
     more_commands.add_replay(commands, _fields(Patient), _fields(Study))
     volume_command.add_volume(commands, _fields(Patient), _fields(Study))
@@ -111,6 +114,8 @@ def generate(options: argparse.Namespace) -> list[Path]:
         raise ValueError("`prompt` is missing; give one, or a list of prompts with `--from-csv`")
     if options.workers != 1:
         raise ValueError("`--workers` needs `--from-csv`")
+    if options.ray is not None:
+        raise ValueError("`--ray` needs `--from-csv`")
     if options.image is None and (options.strength is not None or options.frame is not None):
         raise ValueError("`--strength` and `--frame` need `--image`")
     if options.image is not None and not options.image.is_file():

@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from . import batch_csv, batch_maker
+from . import batch_csv, batch_maker, batch_ray
 
 Row = batch_csv.Row
 Entry = batch_csv.Entry
@@ -43,7 +43,11 @@ class Counts:
 
 
 def run(
-    rows: Sequence[Row], settings: Settings, workers: int = 1, say: Callable[[Entry, bool], None] | None = None
+    rows: Sequence[Row],
+    settings: Settings,
+    workers: int = 1,
+    say: Callable[[Entry, bool], None] | None = None,
+    ray: str | None = None,
 ) -> Counts:
     """Make the images of all rows that are not there yet, and write `manifest.csv`.
 
@@ -57,6 +61,8 @@ def run(
         Processes, each with a pipeline of its own.
     say
         Told of every image: its entry, and whether it was made just now.
+    ray
+        Address of a Ray cluster that the workers run on; None for this machine's own processes.
 
     Raises
     ------
@@ -85,7 +91,9 @@ def run(
                     say(entry, new)
 
             try:
-                if workers == 1:
+                if ray is not None:
+                    batch_ray.share(deque(rows), settings, workers, manifest, took, ray)
+                elif workers == 1:
                     maker = batch_maker.Maker(settings)
                     for row in rows:
                         for entry, new in maker.make(row, manifest.of_row(row)):

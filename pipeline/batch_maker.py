@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -61,7 +62,7 @@ class Maker:
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"`--device` is {settings.device!r}, which cannot be used here") from error
         self._adapter: str | None = None
-        self._staging = settings.out / STAGING / str(os.getpid())
+        self._staging = settings.out / STAGING / f"{platform.node()}-{os.getpid()}"  # there may be several machines
 
     def make(self, row: Row, known: Sequence[str] = ()) -> Iterator[tuple[Entry, bool]]:
         """Give an entry for each image of a row, and whether it was made just now; `known` files may be such images.

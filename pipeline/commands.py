@@ -115,7 +115,7 @@ def run_batch(options: argparse.Namespace, patient: Any, study: Any, key: bytes 
         options.watermark,
     )
     try:
-        counts = batch.run(rows, settings, options.workers, say)
+        counts = batch.run(rows, settings, options.workers, say, options.ray)
     except batch.OutputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -32,9 +32,8 @@ def grey():
 
 def test_what_it_says(tmp_path, grey):
     recipe = recipe_of("brain-mri", watermark=NAME)
-    dataset = to_dataset(
-        embed(grey + np.random.default_rng(1).normal(0, 0.03, grey.shape)), PROFILES["brain-mri"], recipe
-    )
+    rough = grey + np.random.default_rng(1).normal(0, 0.03, grey.shape)
+    dataset = to_dataset(embed(rough), PROFILES["brain-mri"], recipe)
     said = app_verify.show_verdict(saved(dataset, tmp_path / f"{SECRET}.dcm"))
     assert "✓ Synthetic, made here" in said and "found, so the image is synthetic" in said and SECRET not in said
     picture = tmp_path / "a.jpg"

@@ -1,0 +1,93 @@
+"""`generate --from-csv --ray`: the same files and manifest on a Ray cluster, here one of this machine."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline import batch_csv, batch_maker, batch_ray
+from pipeline.__main__ import main
+
+ROOT = Path(__file__).parents[1]
+LIST = """prompt,seed,count,steps
+axial T1 brain MRI,3,2,2
+a nice picture,1,,2
+blood smear,5,2,2
+head CT,9,1,2
+"""
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def arguments(folder: Path, out: Path, model: Path, *more: str) -> list[str]:
+    (folder / "list.csv").write_text(LIST)
+    own = ["--from-csv", str(folder / "list.csv"), "--out", str(out), "--model", str(model), "--device", "cpu"]
+    return ["generate", *own, *more]
+
+
+def test_it_needs_a_list_and_says_what_it_lacks(tmp_path, tiny_folder, capsys, monkeypatch):
+    assert main(["generate", "head CT", "--out", str(tmp_path), "--ray", "local"]) == 2
+    assert "`--ray` needs `--from-csv`" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "ray", None)  # what an import finds where it is not installed
+    assert main(arguments(tmp_path, tmp_path / "out", tiny_folder, "--ray", "local")) == 2
+    assert "which is not installed: pip install ray" in capsys.readouterr().err
+
+
+def test_a_worker_that_does_not_see_the_folder_says_so(tmp_path, tiny_folder):
+    settings = batch_maker.Settings(tmp_path, str(tiny_folder), "cpu")
+    row = batch_csv.Row(1, "head CT", None, None, 1, 2, None, 1, None)
+    kind, words = batch_ray.Worker(settings, str(ROOT), str(tmp_path / "no mark")).make(row, [])
+    assert kind == "error" and "does not see the folder" in words
+    (tmp_path / "mark").touch()
+    bad = batch_maker.Settings(tmp_path, str(tmp_path / "no model"), "cpu")
+    assert batch_ray.Worker(bad, str(ROOT), str(tmp_path / "mark")).make(row, [])[0] == "error"
+
+
+def workers_of(process: int) -> list[int]:
+    """Processes of Ray below one, that are our workers."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if b"ray::Worker" in (folder / "cmdline").read_bytes() and process in ancestors(int(folder.name)):
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
+def ancestors(process: int) -> list[int]:
+    line = []
+    while process > 1:
+        process = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+        line.append(process)
+    return line
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to find a worker to kill")
+def test_local_ray_equals_one_process_also_when_a_worker_is_killed(tmp_path, tiny_folder, capsys):
+    pytest.importorskip("ray", reason="ray is not installed")
+    assert main(arguments(tmp_path, tmp_path / "one", tiny_folder)) == 1
+    more = ("--ray", "local", "--workers", "2")
+    command = [sys.executable, "-m", "pipeline", *arguments(tmp_path, tmp_path / "ray", tiny_folder, *more)]
+    killed = 0
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not killed:
+            for worker in workers_of(process.pid)[:1]:
+                os.kill(worker, signal.SIGKILL)
+                killed = worker
+            time.sleep(0.02)
+        said = process.communicate(timeout=500)[1]
+    assert killed and process.returncode == 1, said
+    assert contents(tmp_path / "ray") == contents(tmp_path / "one")
+    with open(tmp_path / "ray" / "manifest.csv", newline="") as file:
+        assert [row["status"] for row in csv.DictReader(file)].count("made") == 5
