@@ -22,7 +22,7 @@ from . import adapter_names, pipeline_memorisation
 # What the folder is as a package and a command; the pipeline itself does not need it.
 COMMAND_FILES = (
     *("__init__.py", "__main__.py", "batch.py", "batch_csv.py", "batch_maker.py", "commands.py", "given_values.py"),
-    *("replaying.py", "verification.py"),
+    *("guarded_reading.py", "replaying.py", "verification.py"),
 )
 
 _CARD = """
