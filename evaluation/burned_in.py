@@ -20,7 +20,7 @@ from lora.base_data import read_rows
 from pipeline.dicom_burned_in import THRESHOLD, find_text
 from pipeline.dicom_input import read_image
 
-FALSE_ALARMS = 0.01  # allowed where the threshold is chosen
+FALSE_ALARMS = 0.02  # allowed where the threshold is chosen: one costs a click, and a name that is missed much more
 THRESHOLDS = tuple(round(1 + 0.25 * step, 2) for step in range(29))
 SIZES = (9, 10, 11, 12, 14, 16, 18, 20, 24)  # of type, in pixels
 TEXTS = (
@@ -60,7 +60,7 @@ def burned_in(data: str | Path, packs: Sequence[str] | None = None, count: int =
     -------
     dict
         `chosen_threshold` (on the first half), then of the other half: `hit_rate`, `false_alarm_rate`, and both by pack
-        and by size of type, at the threshold that the project ships.
+        and by size of type, at that threshold; `shipped_threshold` is the one that the project uses.
 
     Raises
     ------
@@ -89,21 +89,21 @@ def burned_in(data: str | Path, packs: Sequence[str] | None = None, count: int =
         "count": count,
         "seed": seed,
         "chosen_threshold": chosen,
-        "threshold": THRESHOLD,
-        "first_half": rates(cases[:half]),
-        **rates(cases[half:]),
-        "by_pack": {name: rates([case for case in cases[half:] if case.pack == name]) for name in names},
-        "by_size": {str(size): rates([case for case in cases[half:] if case.size == size]) for size in SIZES},
+        "shipped_threshold": THRESHOLD,
+        "first_half": rates(cases[:half], chosen),
+        **rates(cases[half:], chosen),
+        "by_pack": {name: rates([case for case in cases[half:] if case.pack == name], chosen) for name in names},
+        "by_size": {str(size): rates([case for case in cases[half:] if case.size == size], chosen) for size in SIZES},
     }
 
 
 def choose_threshold(cases: Sequence[_Case]) -> float:
-    """The lowest threshold at which no more than one clean image in a hundred is taken for one with text."""
+    """The lowest threshold at which no more than two clean images in a hundred are taken for ones with text."""
     clean = np.array([case.clean for case in cases])
     return next((t for t in THRESHOLDS if (clean >= t).mean() <= FALSE_ALARMS), THRESHOLDS[-1])
 
 
-def rates(cases: Sequence[_Case], threshold: float = THRESHOLD) -> dict[str, Any]:
+def rates(cases: Sequence[_Case], threshold: float) -> dict[str, Any]:
     """Share of the images with text in which it is found, and of the clean ones in which something is."""
     if not cases:
         return {"images": 0, "hit_rate": None, "false_alarm_rate": None}

@@ -130,8 +130,10 @@ def _letters(ink: np.ndarray) -> _Letters:
         & (filled >= 0.15)
         & (slim | (filled <= 0.9))
     )
+    if fits.sum() > MAX_LETTERS:
+        fits[:] = False
     found = found[fits]
-    return found[np.lexsort((found.top, found.left))][: MAX_LETTERS if len(found.top) <= MAX_LETTERS else 0]
+    return found[np.lexsort((found.top, found.left))]
 
 
 def _extreme(values: np.ndarray, which: np.ufunc) -> np.ndarray:

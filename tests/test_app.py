@@ -91,7 +91,7 @@ def test_image_to_image_keeps_only_pixels(app, upload):
     assert before.size == Image.open(after).size
     for path in (*result.dicoms, *result.pngs, result.archive):
         assert SECRET not in path and SECRET.encode() not in Path(path).read_bytes()
-    assert app.show_source(str(upload), "").size == (96, 80)
+    assert app.show_source(str(upload), "")[0].size == (96, 80)
 
 
 def test_a_seed_is_drawn_when_none_is_given(app):
