@@ -1,6 +1,6 @@
 """A list of prompts on several machines, by Ray: `generate --from-csv ... --ray ADDRESS`.
 
-Ray is an extra: `pip install ray`. Each worker has a pipeline of its own and writes into the same folder, so that folder
+Ray is an extra: `pip install ray`. Each worker has a pipeline of its own and writes into the same folder: folder
 and model must be reachable under the same paths everywhere, and this package importable. The manifest is written here.
 """
 
