@@ -178,7 +178,7 @@ class _Builder:
         write_pictures(self.sampler.draw(self._requests(name, PICTURES)), folder / "samples")
         for file in _adapter_files(source):
             shutil.copyfile(source / file, folder / file)
-        for picture in ("before.png", "after.png"):  # of its training: same prompts and seeds, without and with it
+        for picture in ("before.jpg", "after.jpg"):  # of its training: same prompts and seeds, without and with it
             if (source / "samples" / picture).is_file():
                 shutil.copyfile(source / "samples" / picture, folder / "samples" / picture)
         return cards.adapter_card(facts, self.hub, name)

@@ -22,7 +22,7 @@ def front_matter(record: dict[str, Any]) -> str:
         license="other",
         tags=["text-to-image", "diffusers", "lora", "template:diffusion-lora", "medical", "synthetic"],
         instance_prompt=prompt,
-        widget=[{"text": prompt, "output": {"url": "samples/after.png"}}],
+        widget=[{"text": prompt, "output": {"url": "samples/after.jpg"}}],
     )
     return f"---\n{data.to_yaml()}\n---\n"
 
@@ -59,7 +59,7 @@ def render_card(record: dict[str, Any]) -> str:
         "",
         "| before (bare base) | after |",
         "|---|---|",
-        "| ![before](samples/before.png) | ![after](samples/after.png) |",
+        "| ![before](samples/before.jpg) | ![after](samples/after.jpg) |",
         "",
         f"Prompts and seeds are in `training.json`; {samples['num_inference_steps']} steps, guidance "
         f"{samples['guidance_scale']}.",

@@ -48,7 +48,7 @@ def push_adapter(folder: Path, repo_id: str, *, private: bool | None = None, bas
     """
     files = [folder / name for name in (WEIGHTS, "training.json", "README.md")]
     files += [folder / INDEX_NAME] if (folder / INDEX_NAME).is_file() else []  # none in adapters of before
-    files += sorted((folder / SAMPLES).glob("*.png"))
+    files += sorted((folder / SAMPLES).glob("*.jpg"))
     try:
         contents = {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
         contents["README.md"] = card_for_hub(contents["README.md"].decode(), repo_id, base).encode()

@@ -16,7 +16,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.pipeline_memorisation import FEATURES, INDEX_NAME, MemorisationIndex, index_features, nearest_of_moved
+from pipeline.pipeline_memorisation import (
+    FEATURES,
+    INDEX_NAME,
+    MemorisationIndex,
+    index_features,
+    nearest_of_moved,
+    quantised,
+)
 
 from .base_data import load_images, read_rows
 from .config import AdapterConfig
@@ -53,7 +60,8 @@ def build_index(training: np.ndarray, unseen: np.ndarray, groups: np.ndarray | N
     """
     if len(training) < 2:
         raise ValueError(f"`training` has {len(training)} images; an index needs at least 2")
-    stored = features_of(training).half().float()  # as they will be read
+    rough, step = quantised(features_of(training))
+    stored = rough.float() * step  # as they will be read
     scores = scores_of(unseen, stored)
     others = torch.zeros(0)
     if len(unseen) < FEW:

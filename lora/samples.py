@@ -97,7 +97,7 @@ def decode(vae: Any, latents: torch.Tensor, device: torch.device) -> np.ndarray:
 
 
 def write_sheet(images: np.ndarray, path: Path) -> None:
-    """Images side by side, each with the word SYNTHETIC drawn in, as PNG."""
+    """Images side by side, each with the word SYNTHETIC drawn in, as JPEG."""
     count, height, width, _ = images.shape
     columns = min(COLUMNS, count)
     sheet = Image.new("RGB", (columns * width, -(-count // columns) * height))
@@ -109,7 +109,7 @@ def write_sheet(images: np.ndarray, path: Path) -> None:
         draw.text(place, "SYNTHETIC", "white", font, anchor="ld", stroke_width=1, stroke_fill="black")
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    sheet.save(part, format="PNG")
+    sheet.save(part, format="JPEG", quality=88)
     part.replace(path)
 
 

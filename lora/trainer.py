@@ -208,7 +208,7 @@ class AdapterTrainer:
     def write_sheet(self, latents: torch.Tensor, name: str) -> None:
         """Decode samples and lay them on a sheet."""
         images = decode(self.pipe.vae, latents, self.accelerator.device)
-        write_sheet(images, self.folder.samples / f"{name}.png")
+        write_sheet(images, self.folder.samples / f"{name}.jpg")
 
     def copying(self, record: dict[str, Any]) -> bool:
         """Whether a validation found more copies than allowed, and more than the bare base makes (history's first)."""

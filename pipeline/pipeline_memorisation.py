@@ -124,6 +124,12 @@ def nearness(
     return torch.cat(ratios), torch.cat(places)
 
 
+def quantised(features: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """Features (M, D) as int8, and the step that they are multiples of."""
+    step = float(features.abs().max().clamp_min(1e-6)) / 127
+    return (features / step).round().to(torch.int8), step
+
+
 @dataclass(frozen=True, eq=False)
 class MemorisationIndex:
     """Features of a training set, and from what nearness on an image counts as a copy.
@@ -152,11 +158,11 @@ class MemorisationIndex:
         return hashlib.sha256(self.to_bytes()).hexdigest()
 
     def to_bytes(self) -> bytes:
-        """Give the file's content: features in half precision, in an order that says nothing of the data set's."""
-        half = self.features.half()
-        half = half[torch.from_numpy(np.lexsort(half.numpy().T))].contiguous()
-        words = {"threshold": self.threshold, "calibration": self.calibration}
-        return save({"features": half}, {"memorisation": json.dumps(words, sort_keys=True)})
+        """Give the file's content: features in eight bits, in an order that says nothing of the data set's."""
+        rough, step = quantised(self.features)
+        rough = rough[torch.from_numpy(np.lexsort(rough.numpy().T))].contiguous()
+        words = {"threshold": self.threshold, "calibration": self.calibration, "step": step}
+        return save({"features": rough}, {"memorisation": json.dumps(words, sort_keys=True)})
 
     def save(self, path: str | Path) -> Path:
         """Write the file, under a temporary name until it is whole."""
@@ -181,9 +187,9 @@ class MemorisationIndex:
             raise ValueError(f"{path.name} has {path.stat().st_size} bytes; allowed are {_MAX_BYTES}")
         data = path.read_bytes()
         try:
-            features = load(data)["features"].float()
             header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
             words = json.loads(header["memorisation"])
+            features = load(data)["features"].float() * float(words["step"])
             index = cls(features, float(words["threshold"]), dict(words["calibration"]))
         except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, RecursionError) as error:
             raise ValueError(wrong) from error

@@ -255,7 +255,7 @@ def test_training_pushes_only_when_asked_and_once(training, tmp_path):
         assert hub.store.read("model", "ORG/mine")["private"]
         files = hub.files("ORG/mine")
     local = {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    assert files.keys() == local.keys() - {"log.jsonl"} >= {"samples/before.png", "samples/after.png"}
+    assert files.keys() == local.keys() - {"log.jsonl"} >= {"samples/before.jpg", "samples/after.jpg"}
     assert {name for name in files if files[name] != local[name]} == {"README.md"}
     card = files["README.md"].decode()
     assert 'load_lora_weights("ORG/mine"' in card and "PATH_OR_HUB_ID" not in card and "**synthetic**" in card

@@ -267,7 +267,7 @@ def test_the_shipped_pipeline_is_copied_whole(tmp_path):
 def test_the_adapter_folder(project, out):
     names = set(hashes(out / f"synthetic-dicom-lora-{ADAPTER}"))
     assert {"README.md", "pytorch_lora_weights.safetensors", "training.json"} <= names
-    assert {"samples/before.png", "samples/after.png"} <= names and "samples/0001.png" not in names
+    assert {"samples/before.jpg", "samples/after.jpg"} <= names and "samples/0001.png" not in names
 
 
 def test_the_space_folder_needs_nothing_else(project, out):

@@ -123,7 +123,7 @@ def finished(data, tiny_folder, tmp_path_factory) -> Path:
 
 def test_folder_holds_what_it_should_and_no_more(finished):
     found = sorted(str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file())
-    sheets = [f"samples/{name}.png" for name in ("after", "before", *(f"step-{s:06d}" for s in (0, 2, 4, 6)))]
+    sheets = [f"samples/{name}.jpg" for name in ("after", "before", *(f"step-{s:06d}" for s in (0, 2, 4, 6)))]
     assert found == ["README.md", "log.jsonl", INDEX_NAME, WEIGHTS, *sheets, "training.json"]
     with safe_open(finished / WEIGHTS, "pt") as handle:
         metadata = handle.metadata()
