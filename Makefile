@@ -3,11 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DATA ?= ../shared/data/images
+VOLUMES ?= ../shared/data/volumes/msd_hippocampus
 WORK ?= build/base
 NAMESPACE ?= ORG
 ADAPTERS ?= nuclei covid-chest-xray
 
-.PHONY: demo test quality train-base index train-adapters evaluate evaluate-look evaluate-use evaluate-adapters publish clean
+.PHONY: demo test quality train-base index train-adapters evaluate evaluate-look evaluate-use evaluate-adapters evaluate-trust evaluate-volumes \
+  train-volumes publish clean
 
 demo: $(VENV)/.run ## set up, then serve the app at http://127.0.0.1:7860
 	$(BIN)/python app.py
@@ -22,6 +24,9 @@ quality: $(VENV)/.test ## style and types
 
 train-base: $(VENV)/.test ## train the embedded base from the packs in DATA; resumable
 	$(BIN)/python -m lora.train_base --data $(DATA) --work $(WORK)
+
+train-volumes: $(VENV)/.test ## train the volume model from the pack in VOLUMES; resumable
+	$(BIN)/python -m lora.train_volumes --data $(VOLUMES) --work build/volumes --out pipeline/volume
 
 index: $(VENV)/.test ## index of the training set, by which copies are found
 	$(BIN)/python -m lora.memorisation --data $(DATA) --cache $(WORK)
@@ -62,6 +67,15 @@ evaluate-use:
 	$(EVALUATE) faithfulness --count 48 $(KEPT) --out $(RESULTS)/faithfulness.json
 	$(EVALUATE) utility --size 48 --count 160 --curve 80 $(KEPT) --out $(RESULTS)/utility.json
 	$(EVALUATE) explain $(KEPT) --sheets build/explain --out $(RESULTS)/explain.json
+
+evaluate-trust: $(VENV)/.test ## watermark, burned-in text, hostile files, the server under load
+	$(EVALUATE) watermark --count 500 --generated 60 $(KEPT) --out $(RESULTS)/watermark.json
+	$(EVALUATE) burned-in --data $(DATA) --out $(RESULTS)/burned-in.json
+	$(EVALUATE) hostile --count 2000 --out $(RESULTS)/hostile.json
+	$(EVALUATE) load --clients 30 --seconds 600 --out $(RESULTS)/load.json
+
+evaluate-volumes: $(VENV)/.test ## the volume model beside real volumes
+	$(EVALUATE) volumes --data $(VOLUMES) --cache $(WORK)/cache --out $(RESULTS)/volumes.json
 
 evaluate-adapters: $(VENV)/.test ## the shipped adapters beside the bare base
 	$(EVALUATE) adapters $(KEPT) --out $(RESULTS)/adapters.json
