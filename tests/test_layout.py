@@ -14,18 +14,8 @@ from diffusers.utils.dynamic_modules_utils import get_relative_import_files
 from pipeline.pipeline_saving import COMMAND_FILES
 
 ROOT = Path(__file__).parents[1]
-OURS = (
-    "pipeline",
-    "lora",
-    "evaluation",
-    "hub_cards",
-    "app",
-    "app_adapters",
-    "app_parts",
-    "app_sweep",
-    "app_verify",
-    "tests",
-)
+OURS = ("pipeline", "lora", "evaluation", "hub_cards", "tests")
+OURS += ("app", "app_adapters", "app_parts", "app_sweep", "app_verify")
 
 
 def imported(path: Path) -> set[str]:
