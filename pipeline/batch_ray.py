@@ -1,7 +1,7 @@
 """A list of prompts on several machines, by Ray: `generate --from-csv ... --ray ADDRESS`.
 
-Ray is an extra: `pip install ray`. Each worker has a pipeline of its own and writes into the same folder: folder
-and model must be reachable under the same paths everywhere, and this package importable. The manifest is written here.
+Ray is an extra: `pip install ray`. Each worker has a pipeline of its own and writes into the same folder: that folder,
+the model and this package must be reachable under the same paths on all machines. The manifest is written here.
 """
 
 from __future__ import annotations
