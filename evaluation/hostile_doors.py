@@ -212,10 +212,13 @@ def _tried(door: str, data: bytes, output: Path, scratch: Path) -> Outcome:
 
 def _causes(error: BaseException) -> str:
     """What a traceback would print with it."""
-    texts = []
-    cause: BaseException | None = error
-    while (cause := cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)) and len(texts) < 9:
+    texts: list[str] = []
+    while len(texts) < 9:
+        cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        if cause is None:
+            break
         texts.append(str(cause))
+        error = cause
     return " ".join(texts)
 
 

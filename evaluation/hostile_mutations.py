@@ -6,6 +6,7 @@ import json
 import random
 import struct
 from collections.abc import Callable
+from typing import Any
 
 import pydicom
 from pydicom import Dataset
@@ -16,7 +17,7 @@ from pipeline.dicom_limits import quiet
 from .hostile_seeds import PLANTED, dataset_of, file_of
 
 MAX_BYTES = 16 * 2**20  # of what comes out: it is the file that is hostile, not this machine that is small
-INTEGERS = (
+INTEGERS: tuple[int, ...] = (
     0,
     1,
     2,
@@ -146,7 +147,8 @@ def lying_length(data: bytes, rng: random.Random) -> bytes:
 
 
 def _places(data: bytes, part: bytes) -> list[int]:
-    found, start = [], data.find(part)
+    found: list[int] = []
+    start = data.find(part)
     while start >= 0 and len(found) < 200:
         found.append(start)
         start = data.find(part, start + 1)
@@ -250,11 +252,13 @@ def lying_tensors(data: bytes, rng: random.Random) -> bytes:
     elif how == 3:
         header[rng.choice(("../../x", "", "unet." * 2000, "a" * 10**6, "__class__", name + ".lora_A.weight"))] = entry
     elif how == 4:
-        notes = rng.choice(({"name": "../../<b>"}, {"lora_adapter_metadata": "[" * 50_000}, {"modality": "x" * 10**6}))
+        notes: Any = rng.choice(
+            ({"name": "../../<b>"}, {"lora_adapter_metadata": "[" * 50_000}, {"modality": "x" * 10**6})
+        )
         notes = rng.choice((notes, {"a": 1}, [], "text", {"lora_adapter_metadata": '{"unet.r": 1e999}'}))
         header["__metadata__"] = notes
     elif how == 5:
-        config = rng.choice((
+        config: Any = rng.choice((
             {"unet.target_modules": "(a+)+$"}, {"unet.r": 0}, {"unet.r": -2}, {"unet.lora_alpha": 1e308},
             {"unet.rank_pattern": {"(x*)*y": 2}}, {"unet.r": "2"}, {"unet.target_modules": [[]]},
             {"unet.use_dora": True},

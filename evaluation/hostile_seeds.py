@@ -14,7 +14,6 @@ from pydicom.datadict import dictionary_VR
 from pydicom.encaps import encapsulate
 from pydicom.tag import Tag
 from pydicom.uid import (
-    UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
@@ -55,21 +54,20 @@ def plant(dataset: Dataset) -> None:
     dataset.PatientBirthDate = "19610412"
     block = dataset.private_block(0x0043, f"{PLANTED} CREATOR", create=True)
     for offset, vr in enumerate((*_TEXT_VRS, "UN", "OB")):
-        value: str | bytes = f"{PLANTED} {vr}"
-        value = f"https://host.invalid/{PLANTED}" if vr == "UR" else value
-        block.add_new(offset + 1, vr, value.upper() if vr == "CS" else value.encode() if vr in ("UN", "OB") else value)
+        text = f"https://host.invalid/{PLANTED}" if vr == "UR" else f"{PLANTED} {vr}"
+        block.add_new(offset + 1, vr, text.upper() if vr == "CS" else text.encode() if vr in ("UN", "OB") else text)
     if getattr(dataset, "file_meta", None) is not None:
         dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
         dataset.file_meta.SourceApplicationEntityTitle = PLANTED
-        dataset.file_meta.PrivateInformationCreatorUID = f"1.2.{PLANTED_NUMBER}"
+        dataset.file_meta.PrivateInformationCreatorUID = UID(f"1.2.{PLANTED_NUMBER}")
         dataset.file_meta.PrivateInformation = PLANTED.encode()
     dataset.preamble = (PLANTED * 16).encode()[:128]
 
 
-def file_of(dataset: Dataset, syntax: UID | None = None) -> bytes:
+def file_of(dataset: Dataset, syntax: str | None = None) -> bytes:
     """Write a dataset, in another uncompressed syntax if told."""
     if syntax is not None:
-        dataset.file_meta.TransferSyntaxUID = syntax
+        dataset.file_meta.TransferSyntaxUID = UID(syntax)
     target = io.BytesIO()
     dcmwrite(target, dataset, enforce_file_format=True)
     return target.getvalue()
@@ -172,7 +170,7 @@ def adapter_seeds() -> Iterator[bytes]:
     config = {"unet.r": 2, "unet.lora_alpha": 4, "unet.target_modules": ["to_q", "to_k"]}
     notes = {"format": "pt", "name": "mine", "modality": "chest-xray", "lora_adapter_metadata": json.dumps(config)}
     layer = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_{}"
-    tensors = {}
+    tensors: dict[str, tuple[int, ...]] = {}
     for which in "qk":
         tensors[f"unet.{layer.format(which)}.lora_A.weight"] = (2, 8)
         tensors[f"unet.{layer.format(which)}.lora_B.weight"] = (8, 2)

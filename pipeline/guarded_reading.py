@@ -192,6 +192,6 @@ def _read(stream: BinaryIO, frame: int | None) -> tuple[dict[str, Any], bytes]:
         return {"error": str(error)}, b""
     except Exception:  # hostile files raise anything
         return {"error": "`image` cannot be read; it may be damaged."}, b""
-    head = {"shape": image.pixels.shape, "modality": image.modality, "spacing": image.pixel_spacing}
+    head: dict[str, Any] = {"shape": image.pixels.shape, "modality": image.modality, "spacing": image.pixel_spacing}
     head |= {"sha256": image.sha256, "text": [region.box for region in text], "says": image.burned_in_annotation}
     return head, np.ascontiguousarray(image.pixels, "<f4").tobytes()
