@@ -14,6 +14,7 @@ from pydicom.datadict import dictionary_VR
 from pydicom.encaps import encapsulate
 from pydicom.tag import Tag
 from pydicom.uid import (
+    UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,

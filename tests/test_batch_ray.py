@@ -86,7 +86,7 @@ def test_local_ray_equals_one_process_also_when_a_worker_is_killed(tmp_path, tin
                 os.kill(worker, signal.SIGKILL)
                 killed = worker
             time.sleep(0.02)
-        said = process.communicate(timeout=500)[1]
+        said = process.communicate(timeout=1800)[1]
     assert killed and process.returncode == 1, said
     assert contents(tmp_path / "ray") == contents(tmp_path / "one")
     with open(tmp_path / "ray" / "manifest.csv", newline="") as file:
