@@ -94,7 +94,7 @@ def make_project(root: Path) -> Project:
     save_adapter(adapter, ATTENTION, seed=5, modality="nuclei", name=ADAPTER)
     (adapter / "samples").mkdir()
     for name in ("before", "after", "0001"):
-        Image.new("RGB", (64, 64), "gray").save(adapter / "samples" / f"{name}.png")
+        Image.new("RGB", (64, 64), "gray").save(adapter / "samples" / f"{name}.jpg")
     for path, value in ((adapter / "training.json", RECORD), (root / "evaluation/results/adapters.json", RESULTS)):
         path.write_text(json.dumps(value), encoding="utf-8")
     # What must not be published.

@@ -274,7 +274,7 @@ assert "is whole in" in said.getvalue() and "same command" in said.getvalue(), s
     if not out.exists():
         run_fresh(code + "assert run() == 0", tmp_path, {"HF_HUB_OFFLINE": "1"})
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    binary = len([path for path in before if path.suffix in (".safetensors", ".png")])
+    binary = len([path for path in before if path.suffix in (".safetensors", ".jpg")])
     with HubServer(tmp_path / "hub", fail_after=binary) as hub:  # these arrive, the commit does not
         run_fresh(code + refused, tmp_path, hub.env(tmp_path / "cache"))
         assert len(hub.commits("ORG/mine")) == 1 and hub.dead

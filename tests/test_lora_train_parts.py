@@ -147,7 +147,7 @@ def test_modality_is_guessed_from_the_captions(data):
 
 def test_sheet_says_synthetic_and_leaves_no_part(tmp_path):
     images = np.full((5, 64, 64, 3), 128, np.uint8)
-    write_sheet(images, tmp_path / "sheets" / "one.png")
-    sheet = np.asarray(Image.open(tmp_path / "sheets" / "one.png"))
+    write_sheet(images, tmp_path / "sheets" / "one.jpg")
+    sheet = np.asarray(Image.open(tmp_path / "sheets" / "one.jpg"))
     assert sheet.shape == (128, 256, 3) and sheet[:64, :64].max() > 200 and sheet[:64, :64].min() < 50
-    assert [path.name for path in (tmp_path / "sheets").iterdir()] == ["one.png"]
+    assert [path.name for path in (tmp_path / "sheets").iterdir()] == ["one.jpg"]
