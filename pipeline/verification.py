@@ -147,7 +147,8 @@ def _seal_of_text(text: Any) -> dicom_seal.Seal | None:
 def _of_dataset(dataset: Dataset, key: bytes | None) -> Verification:
     recipe, state = _recipe_and_state(lambda: recipe_in(dataset, None))
     decoded = _decoded(dataset)
-    watermark = _watermark(decoded)
+    frames = 1 if decoded is None or decoded.ndim == 2 or decoded.shape[2:] == (3,) else len(decoded)
+    watermark = _watermark(decoded if frames == 1 else None)  # objects of several frames are not marked
     seal, state, pixels, signature = _by_seal(
         recipe,
         state,

@@ -42,7 +42,7 @@ class Verification:
     wants_signature : bool
         A key was given: without a valid signature the file is not `ok`.
     watermark : {"found", "not found", "not looked for"}
-        In the pixels, whatever is left of the header; not looked for where they cannot be read.
+        In the pixels, whatever is left of the header; not looked for in several frames, or where they cannot be read.
     """
 
     kind: str
@@ -98,5 +98,5 @@ class Verification:
         if self.watermark == "found":
             return "found, so the image is synthetic"
         if self.watermark == "not looked for":
-            return "not looked for, as the pixels cannot be read"
+            return "not looked for, as there are several frames, or no pixels that can be read"
         return "not found, though the recipe has one" if self.recipe and self.recipe.watermark else "not found"
