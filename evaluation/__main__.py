@@ -169,7 +169,7 @@ def make_parser() -> argparse.ArgumentParser:
     one.add_argument("--clients", type=int, default=30, help="(default: 30)")
     one.add_argument("--seconds", type=float, default=600, help="how long they ask (default: 600)")
     one.add_argument("--steps", type=int, default=2, help="denoising steps of a request (default: 2)")
-    one.add_argument("--keep", type=int, default=120, help="seconds that the server keeps files (default: 120)")
+    one.add_argument("--keep", type=int, default=600, help="seconds that the server keeps files (default: 600)")
     one.add_argument("--out", required=True, help="JSON to write")
 
     one = commands.add_parser("report", help="one HTML page of all results in a folder, what failed first")
