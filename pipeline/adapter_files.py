@@ -132,8 +132,10 @@ def read_adapter(
     data = path.read_bytes()
     damaged = "`source` is no whole safetensors file"  # its name is not repeated: it may be a patient's
     length = int.from_bytes(data[:8], "little")
-    if length > min(MAX_HEADER, len(data) - 8):
-        raise ValueError(f"{damaged}, or its header is longer than the {MAX_HEADER} bytes allowed")
+    if length > len(data) - 8:
+        raise ValueError(damaged)
+    if length > MAX_HEADER:
+        raise ValueError(f"{damaged}: its header is longer than the {MAX_HEADER} bytes allowed")
     try:
         header = json.loads(data[8 : 8 + length])
         if not isinstance(header, dict) or len(header) > MAX_TENSORS + 1:
