@@ -56,8 +56,14 @@ def results_table(results: Path, training: Path) -> str:
             lines.append(f"| {point['hours']:.2f} | {kids} |")
     if (path := results / "history.json").is_file():
         lines += ["", *history_table(_read(path))]
-    if (path := results / "adapters.json").is_file():
-        lines += ["", *adapters_table(_read(path))]
+    for name, lines_of in (
+        ("adapters", adapters_table),
+        ("utility", utility_table),
+        ("faithfulness", faithfulness_table),
+        ("volumes", volumes_table),
+    ):
+        if (path := results / f"{name}.json").is_file():
+            lines += ["", *lines_of(_read(path))]
     return "\n".join(lines)
 
 
@@ -76,6 +82,37 @@ def adapters_table(found: dict[str, Any]) -> list[str]:
         cells.append(f"{fall} ({kid['target']:.0%}): {reached}")
         cells += [_recognised(judged[kind]) for kind in ("without", "with", "real_val")]
         lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def utility_table(found: dict[str, Any]) -> list[str]:
+    """Lines of the table of CNNs: balanced accuracy on unseen real people, by what they were trained on."""
+    lines = ["| CNN | trained on real | on synthetic | on both | share, synthetic of real |", "|---|---|---|---|---|"]
+    for domain, one in found["domains"].items():
+        for family, trained in one["families"].items():
+            kinds = [_mean(trained["regimes"][kind]["balanced_accuracy"]) for kind in ("real", "synthetic", "both")]
+            share = trained["synthetic_share_of_real"]
+            kinds.append(f"{share['value']:.2f} [{share['low']:.2f}, {share['high']:.2f}]")
+            lines.append(f"| {domain}, {family} | {' | '.join(kinds)} |")
+    return lines
+
+
+def faithfulness_table(found: dict[str, Any]) -> list[str]:
+    """Lines of the table of what was asked for and shown, beside the judge's own accuracy on real images."""
+    lines = ["| asked for | shown | real images |", "|---|---|---|"]
+    for task, one in found["tasks"].items():
+        made, real = one["generated"], one["real_val"]
+        lines.append(f"| {task} | {made['accuracy']:.1%} of {made['count']} | {real['accuracy']:.1%} |")
+    return lines
+
+
+def volumes_table(found: dict[str, Any]) -> list[str]:
+    """Lines of the table of what is asked of volumes."""
+    lines = ["| asked of volumes | found | bar |", "|---|---|---|"]
+    for one in found["judged"]:
+        bar = f"at {'least' if one['least'] else 'most'} {one['bar']:g}: {'held' if one['holds'] else 'missed'}"
+        value = f"{one['value']:.3f} [{one['low']:.3f}, {one['high']:.3f}]"
+        lines.append(f"| {one['question']} | {value} | {bar} |")
     return lines
 
 
@@ -100,6 +137,10 @@ def _read(path: Path) -> Any:
 def _recognised(found: dict[str, Any]) -> str:
     own = f"{found['recognised']['share']:.1%}"
     return own + (f" (any chest X-ray {found['any_chest_xray']['share']:.1%})" if "any_chest_xray" in found else "")
+
+
+def _mean(found: dict[str, float]) -> str:
+    return f"{found['mean']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
 
 
 def _kid(found: dict[str, float]) -> str:
