@@ -362,7 +362,7 @@ with gr.Blocks(title="Synthetic DICOM", delete_cache=CLEANING, analytics_enabled
                         elem_classes="note",
                     )
                 VOLUME.controls()
-                verify_tab()
+                verifying = verify_tab()
             with gr.Group() as settings:
                 modality = gr.Dropdown(MODALITY_CHOICES, value=AUTOMATIC, label="Modality")
                 adapter_controls = ADAPTERS.controls(QUICK)
@@ -465,9 +465,13 @@ with gr.Blocks(title="Synthetic DICOM", delete_cache=CLEANING, analytics_enabled
         lambda: gr.update(visible=True), outputs=source_view, **QUICK
     )
     gr.on([frame.submit, frame.blur], show_source, [upload, frame], source, api_visibility="private")
-    VOLUME.wire(
-        [text_tab, image_tab], [settings, more, people, column], on_gpu, RUNNING, QUICK, lambda: demo.GRADIO_CACHE
-    )
+    image_parts = [settings, more, people, column]
+    VOLUME.wire([text_tab, image_tab], image_parts, on_gpu, RUNNING, QUICK, lambda: demo.GRADIO_CACHE)
+    everything = image_parts + ([VOLUME.column] if VOLUME.pipe is not None else [])
+    verifying.select(lambda: [gr.update(visible=False)] * len(everything), outputs=everything, **QUICK)
+    if VOLUME.pipe is None:
+        for tab in (text_tab, image_tab):
+            tab.select(lambda: [gr.update(visible=True)] * len(image_parts), outputs=image_parts, **QUICK)
     # The endpoints for programs: the inputs of the page, numbers as numbers; files and recipes as the answer.
     numbers = {name: gr.Number(None, label=name, visible=False) for name in ("seed", "patient_age", "frame")}
     for endpoint, inputs in ((text_to_image, from_text), (image_to_image, from_image)):

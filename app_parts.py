@@ -78,7 +78,8 @@ footer { display: none !important; }
 #legend .key::before { content: ""; display: inline-block; width: .8em; height: .8em; border-radius: 2px;
   margin-right: .35em; background: var(--label); }
 @media (max-width: 900px) { #results { min-height: 95vh; } }
-@media (max-width: 480px) { .tab-container button { padding-inline: .5rem !important; font-size: .85rem !important; } }
+.tab-container button { padding-inline: .55rem !important; }
+@media (max-width: 480px) { .tab-container button { padding-inline: .35rem !important; font-size: .8rem !important; } }
 """
 
 

@@ -97,9 +97,9 @@ def show_verdict(path: str | None) -> str:
             return f"<h3>✗ Cannot be verified</h3><p>{html.escape(sentence(str(error)), quote=False)}</p>"
 
 
-def verify_tab() -> None:
+def verify_tab() -> gr.Tab:
     """Lay out the tab."""
-    with gr.Tab("Verify", elem_id="verify-tab"):
+    with gr.Tab("Verify", elem_id="verify-tab") as tab:
         upload = gr.UploadButton("Upload or drop a DICOM, PNG or JPEG file", size="md", elem_id="verify-upload")
         answer = gr.HTML("", elem_id="verdict")
         gr.HTML(
@@ -108,3 +108,4 @@ def verify_tab() -> None:
             elem_classes="note",
         )
         upload.upload(show_verdict, upload, answer, api_visibility="private")
+    return tab
