@@ -125,9 +125,9 @@ def read_results(folder: str | Path) -> tuple[Results, list[str]]:
 
 
 def models_of(results: Results) -> dict[str, list[str]]:
-    """Files by the digest of the model that they measured."""
+    """Files by the digest of the image model that they measured; that of volumes is another one anyway."""
     found: dict[str, list[str]] = {}
-    for files in results.values():
+    for files in (files for what, files in results.items() if what != "volumes"):
         for name, result in files.items():
             parts = [result, *result.get("domains", {}).values(), *result.get("tasks", {}).values()]
             parts += result.get("adapters", {}).values()

@@ -98,7 +98,7 @@ def truth(tiny_folder, shipped, own):
         pipe.set_progress_bar_config(disable=True)
         if adapter:
             pipe.set_adapters(pipe.load_lora_weights(adapter, adapter_name="x"), weight)
-        return pipe(prompt, seed=1, num_inference_steps=2, **options).dicoms[0]
+        return pipe(prompt, seed=1, num_inference_steps=2, watermark=True, **options).dicoms[0]  # as the app does
 
     return drawn
 
