@@ -320,12 +320,12 @@ class SyntheticDicomPipeline(SavingMixin, MemorisationMixin, AdapterMixin, Stabl
 
             latents, recipes = self._redraw_copies(indexes, latents, recipes, draw)
         images: Any = latents
+        each = [profiles[i // num_images_per_prompt] for i in range(len(recipes))]
         dicoms = None
         if output_type != "latent":
             images = self.decode_latents_to_float(latents)
             if self.config.image_noise:
-                kinds = [profiles[i // num_images_per_prompt] for i in range(len(recipes))]
-                fits = [self.config.image_noise.get(kind.name) if kind else None for kind in kinds]
+                fits = [self.config.image_noise.get(profile.name) for profile in each]
                 images = add_image_noise(images, fits, [recipe.seed for recipe in recipes])
             if watermark:
                 marked = [torch.from_numpy(embed(image.permute(1, 2, 0).numpy())).permute(2, 0, 1) for image in images]
@@ -333,7 +333,6 @@ class SyntheticDicomPipeline(SavingMixin, MemorisationMixin, AdapterMixin, Stabl
         if output_type in ("np", "dicom", "pil"):
             images = images.permute(0, 2, 3, 1).numpy()
         if wants_pictures:
-            each = [profiles[i // num_images_per_prompt] for i in range(len(recipes))]
             arrays = list(images)
             images = [to_picture(pixels, profile) for pixels, profile in zip(arrays, each, strict=True)]
             if output_type == "dicom":
