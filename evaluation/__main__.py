@@ -157,6 +157,17 @@ def make_parser() -> argparse.ArgumentParser:
     one.add_argument("--count", type=int, default=100, help="images a pack (default: 100)")
     one.add_argument("--out", required=True, help="JSON to write")
 
+    one = commands.add_parser("stacks", parents=[seeded], help="do slices made one by one make a volume?")
+    one.add_argument("--images", nargs="+", required=True, help="folders of a series, NIfTI, or .npz of a pack")
+    one.add_argument("--prompts", nargs="+", required=True, help="one for each image")
+    one.add_argument("--strengths", nargs="+", type=float, default=[0.3, 0.5, 0.7])
+    one.add_argument("--slices", type=int, default=24, help="from the middle of each volume (default: 24)")
+    one.add_argument(
+        "--positions", help="pack of brain volumes of several people; to see if a prompt can place a slice"
+    )
+    one.add_argument("--count", type=int, default=4, help="seeds at each position (default: 4)")
+    one.add_argument("--model", default="pipeline")
+    one.add_argument("--out", type=Path, required=True, help="JSON to write; a JPEG goes beside it")
     one = commands.add_parser("hostile", parents=[seeded], help="damaged and malicious files at every door")
     one.add_argument("--count", type=int, default=2000, help="files (default: 2000)")
     one.add_argument("--doors", nargs="+", help="which (default: all)")
@@ -259,6 +270,10 @@ def measure(what: str, options: dict[str, Any]) -> tuple[dict[str, Any], Path]:
         from .burned_in import burned_in
 
         return burned_in(**options), out
+    if what == "stacks":
+        from .stacks import stacks
+
+        return stacks(**options, sheet=out.with_suffix(".jpg")), out
     if what == "hostile":
         from .hostile import hostile
 

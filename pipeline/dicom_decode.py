@@ -96,6 +96,29 @@ def decode_stored(dataset: Dataset) -> np.ndarray:
     return decoded[0] if layout.frames == 1 else np.stack(decoded)
 
 
+def decode_values(dataset: Dataset, index: int) -> np.ndarray:
+    """Decode one frame, counted from 0, of a grey object to modality values, float32; padding is the smallest value.
+
+    Raises
+    ------
+    ImageInputError
+        It is coloured or MONOCHROME1, which volumes are not, or cannot be decoded.
+    """
+    layout = _layout(dataset)
+    if layout.photometric != "MONOCHROME2":
+        raise ImageInputError("`image`: the slices of a volume must be MONOCHROME2.")
+    unreadable = "`image`: the pixels of the DICOM object are damaged, cut short or not as its header describes them."
+    stored = attempt(lambda: _stored_pixels(dataset, layout, index), unreadable)
+    with np.errstate(all="ignore"):
+        values = np.asarray(_modality_values(dataset, stored, index), np.float32)
+        padding = _padding(dataset, stored)
+    if not np.isfinite(values).all():
+        raise ImageInputError("`image`: the DICOM object has values that are no finite numbers.")
+    if padding is not None and padding.any() and not padding.all():
+        values = np.where(padding, values[~padding].min(), values)
+    return values
+
+
 def _layout(dataset: Dataset) -> _Layout:
     keywords = [keyword for keyword in dicom_limits.PIXEL_KEYWORDS if keyword in dataset]
     if not keywords:

@@ -31,6 +31,8 @@ from . import (
     verification,
     volume_dicom,
     volume_files,
+    volume_image,
+    volume_input,
     volume_models,
     volume_replaying,
 )
@@ -119,8 +121,8 @@ def check_recipe(recipe: Recipe) -> Recipe:
         refuse("input_sha256", "64 hexadecimal digits")
     if recipe.watermark not in (None, pipeline_watermark.NAME):
         refuse("watermark", f"{pipeline_watermark.NAME}, the one that this version makes, or none")
-    if recipe.volume is not None and (recipe.adapters or recipe.negative_prompt or recipe.strength is not None):
-        refuse("volume", "in a recipe without adapters, negative prompt and input image")
+    if recipe.volume is not None and recipe.strength is None and (recipe.adapters or recipe.negative_prompt):
+        refuse("volume", "in a recipe without adapters and negative prompt, unless it has an input image")
     if len(recipe.adapters) > MAX_ADAPTERS:
         refuse("adapters", f"at most {MAX_ADAPTERS} rows")
     for name, sha256, weight in recipe.adapters:
@@ -209,7 +211,7 @@ class Replayer:
             raise ValueError("the file holds no recipe")
         check_recipe(recipe)
         if recipe.volume is not None:
-            return self._replay_part(dataset, recipe, out, patient, study)
+            return self._replay_part(dataset, recipe, out, images, patient, study)
         image = self._input(recipe, images, frame)
         pipe = self._model(recipe)
         called = pipe.model_name
@@ -249,18 +251,49 @@ class Replayer:
         dataset: Dataset | None,
         recipe: Recipe,
         out: str | os.PathLike[str],
+        images: Sequence[Any],
         patient: Patient | None,
         study: Study | None,
     ) -> Replay:
         part = None if dataset is None else volume_dicom.part_of(dataset)
         if part is None:
             raise ValueError("the file holds the recipe of a volume, but is no part of one")
-        made, again = self._volumes.make(recipe, part, patient, study)
+        remake = None if recipe.input_sha256 is None else lambda: self._of_image(recipe, images)
+        made, again = self._volumes.make(recipe, part, patient, study, remake)
         folder = volume_files.folder_of(made, again)
         name = f"{folder}/{volume_files.name_of(part)}"
         paths = dicom_files.write_together(out, lambda at: volume_files.put({name: made}, at))
         assert dataset is not None
         return _compared(paths, (_stored(dataset), dicom_decode.decode_stored(made)), (recipe, again), dataset, made)
+
+    def _of_image(self, recipe: Recipe, images: Sequence[Any]) -> volume_files.Volume:
+        """Make a volume again that was made of another one, which must be among `images`."""
+        assert recipe.volume is not None and recipe.strength is not None
+        plane = volume_dicom.slices_of(recipe).plane
+        sources = (volume_input.read_volume(image, plane) for image in images)
+        source = next((each for each in sources if each.sha256 == recipe.input_sha256), None)
+        if source is None:
+            given = "`--image` is not the volume that this one was made of: their hashes differ"
+            raise CannotReplay(given if images else "the volume was made of another one; give that with `--image`")
+        pipe = self._model(recipe)
+        called = pipe.model_name
+        self._use_adapters(pipe, recipe)
+        try:
+            pipe.register_to_config(model_name=recipe.model)
+            with volume_replaying.threads_of(recipe):
+                return volume_image.image_to_image(
+                    pipe,
+                    recipe.prompt,
+                    source,
+                    recipe.strength,
+                    seed=recipe.seed,
+                    modality=recipe.modality,
+                    negative_prompt=recipe.negative_prompt,
+                    num_inference_steps=recipe.num_inference_steps,
+                    guidance_scale=recipe.guidance_scale,
+                )
+        finally:
+            pipe.register_to_config(model_name=called)
 
     def _input(self, recipe: Recipe, images: Sequence[Any], frame: int | None) -> Any:
         if recipe.input_sha256 is None:

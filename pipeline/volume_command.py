@@ -27,6 +27,17 @@ def add_volume(commands: Any, patient: str, study: str) -> None:
         help="what the volume is to have, such as anterior_mm3=1500 (cubic millimetres); repeatable; by default what "
         "the prompt says, else drawn",
     )
+    volume.add_argument(
+        "--image",
+        metavar="PATH",
+        type=Path,
+        help="make it out of a real volume of CT or MR, slice by slice, with the model of images: folder of a DICOM "
+        "series, multi-frame DICOM object or NIfTI",
+    )
+    volume.add_argument("--strength", metavar="S", type=float, help="how far to leave that, above 0 to 1 (0.4)")
+    volume.add_argument("--modality", metavar="M", help="with --image: ct, brain-mri; by default what the prompt names")
+    volume.add_argument("--adapter", metavar="A[:W]", action="append", default=[], help="with --image; repeatable")
+    volume.add_argument("--negative-prompt", metavar="TEXT", help="with --image: what is not wanted")
     volume.add_argument("--count", metavar="N", type=int, default=1, help="number of volumes (1)")
     volume.add_argument("--seed", metavar="K", type=int, help="seed of the first volume; the next have K+1, ...")
     volume.add_argument("--steps", metavar="N", type=int, help="denoising steps; by default the model's")
@@ -54,24 +65,51 @@ def run_volume(options: argparse.Namespace, patient: Any, study: Any, key: bytes
         Something is not allowed, or there is no model.
     """
     covariates = covariates_of(options.covariate)
+    _check_image_options(options)
     if not 1 <= options.count <= MAX_COUNT:
         raise ValueError(f"`--count` is {options.count}; allowed is a whole number from 1 to {MAX_COUNT}")
-    if options.model is None and not volume_models.is_model(volume_models.FOLDER):
-        raise ValueError("no volume model is here; give the folder or Hub id of one with `--model`")
-    if options.model is not None and Path(options.model).is_dir() and not volume_models.is_model(options.model):
+    place = options.model or volume_models.FOLDER
+    if options.image is None and (options.model is None or Path(place).is_dir()) and not volume_models.is_model(place):
+        if options.model is None:
+            raise ValueError("no volume model is here; give the folder or Hub id of one with `--model`")
         raise ValueError(f"`--model` is {options.model!r}, which holds no volume model")
     for wanted, option, package in ((options.seg, "--seg", "highdicom"), (options.nifti, "--nifti", "nibabel")):
         if wanted and importlib.util.find_spec(package) is None:
             raise ValueError(f"`{option}` needs the Python package {package}, which is not installed")
     # torch takes seconds to import: only after the options have been found good
     batch_maker.quieten()
+    from . import volume_files
+
+    first = int.from_bytes(os.urandom(4), "big") if options.seed is None else options.seed
+    seeds = range(first, first + options.count)
+    volumes = _from_model(options, covariates, seeds) if options.image is None else _from_image(options, seeds)
+    wanted = volume_files.Wanted(options.enhanced, options.seg, options.nifti, options.zip)
+    for path in volume_files.write_volumes(volumes, options.out, wanted, patient=patient, study=study, key=key):
+        print(path)
+    return 0
+
+
+def _check_image_options(options: argparse.Namespace) -> None:
+    """Refuse options that do not go together."""
+    if options.image is None:
+        for name in ("strength", "modality", "adapter", "negative_prompt"):
+            if getattr(options, name) not in (None, []):
+                raise ValueError(f"`--{name.replace('_', '-')}` needs `--image`")
+        return
+    for name in ("covariate", "shape", "seg"):
+        if getattr(options, name) not in (None, [], False):
+            raise ValueError(f"`--image` and `--{name}` are both given; what is made of an image has no label map")
+    if not options.image.exists():
+        raise ValueError("`--image` is neither a folder nor a file")
+
+
+def _from_model(options: argparse.Namespace, covariates: dict[str, float], seeds: range) -> list[Any]:
     from . import pipeline, volume_dicom, volume_files
 
     pipe = volume_models.load(options.model or volume_models.FOLDER, options.device or pipeline.best_device())
     pipe.set_progress_bar_config(disable=not sys.stderr.isatty())
-    first = int.from_bytes(os.urandom(4), "big") if options.seed is None else options.seed
     volumes = []
-    for seed in range(first, first + options.count):  # one at a time: a batch rounds otherwise, and is not replayed
+    for seed in seeds:  # one at a time: a batch rounds otherwise, and is not replayed
         output = pipe(
             options.prompt,
             covariates,
@@ -84,10 +122,39 @@ def run_volume(options: argparse.Namespace, patient: Any, study: Any, key: bytes
         volumes.append(volume_files.Volume(output.volumes[0], output.masks[0], recipe))
         for warning in output.warnings[0]:
             print(f"warning: seed {seed}: {warning}", file=sys.stderr)
-    wanted = volume_files.Wanted(options.enhanced, options.seg, options.nifti, options.zip)
-    for path in volume_files.write_volumes(volumes, options.out, wanted, patient=patient, study=study, key=key):
-        print(path)
-    return 0
+    return volumes
+
+
+def _from_image(options: argparse.Namespace, seeds: range) -> list[Any]:
+    from . import adapter_names, dicom_prompt, pipeline, volume_image, volume_input
+
+    adapters = [adapter_names.parse_adapter(text) for text in options.adapter]
+    source = volume_input.read_volume(options.image, dicom_prompt.parse_prompt(options.prompt).plane or "axial")
+    for warning in source.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    pipe = pipeline.SyntheticDicomPipeline.from_pretrained(options.model or Path(__file__).parent)
+    try:
+        pipe.to(options.device or pipeline.best_device())
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"`--device` is {options.device!r}, which cannot be used here") from error
+    names = [pipe.load_lora_weights(place) for place, _ in adapters]
+    if names:
+        pipe.set_adapters(names, [weight for _, weight in adapters])
+    return [
+        volume_image.image_to_image(
+            pipe,
+            options.prompt,
+            source,
+            volume_image.STRENGTH if options.strength is None else options.strength,
+            seed=seed,
+            modality=options.modality,
+            negative_prompt=options.negative_prompt,
+            num_inference_steps=options.steps,
+            guidance_scale=options.guidance,
+            progress=sys.stderr.isatty(),
+        )
+        for seed in seeds
+    ]
 
 
 def covariates_of(pairs: list[str]) -> dict[str, float]:

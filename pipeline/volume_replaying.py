@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from pydicom import Dataset
 
-from . import dicom_patient, dicom_provenance, volume_dicom, volume_models, volume_segmentation
+from . import dicom_patient, dicom_provenance, volume_dicom, volume_files, volume_models, volume_segmentation
 
 Part = volume_dicom.Part
 Patient = dicom_patient.Patient
@@ -45,8 +45,17 @@ class VolumeMaker:
         self._loaded: tuple[str, Any] | None = None
         self._last: tuple[str, Any] | None = None
 
-    def make(self, recipe: Recipe, part: Part, patient: Patient | None, study: Study | None) -> tuple[Dataset, Recipe]:
+    def make(
+        self,
+        recipe: Recipe,
+        part: Part,
+        patient: Patient | None,
+        study: Study | None,
+        remake: Callable[[], volume_files.Volume] | None = None,
+    ) -> tuple[Dataset, Recipe]:
         """Make a part of the volume of a recipe; gives it, and the recipe of the volume as it came out.
+
+        `remake` makes the volume where no volume model does.
 
         Raises
         ------
@@ -55,7 +64,7 @@ class VolumeMaker:
         ValueError
             The model does not draw such a volume, or the volume has no such part.
         """
-        again, voxels, mask = self._volume(recipe)
+        again, voxels, mask = self._volume(recipe, remake)
         kind, index = part
         if index >= (volume_dicom.slices_of(again).shape[0] if kind == volume_dicom.SLICES else 1):
             raise ValueError("the volume of the recipe has no such slice")
@@ -68,9 +77,12 @@ class VolumeMaker:
             raise ValueError("the volume of the recipe has no labels")
         return volume_segmentation.to_segmentation(mask, again, series, patient=patient, study=study), again
 
-    def _volume(self, recipe: Recipe) -> tuple[Recipe, Any, Any]:
+    def _volume(self, recipe: Recipe, remake: Callable[[], volume_files.Volume] | None) -> tuple[Recipe, Any, Any]:
         assert recipe.volume is not None
         wanted = recipe.to_json()
+        if remake is not None and (self._last is None or self._last[0] != wanted):
+            volume = remake()
+            self._last = wanted, (volume.recipe, volume.voxels, None)
         if self._last is None or self._last[0] != wanted:
             pipe = self._model(recipe)
             with threads_of(recipe):
