@@ -8,6 +8,7 @@ from typing import Any
 
 from .history import history_table
 from .images import MODALITIES
+from .table_trust import stacks_table, trust_table
 
 BEGIN, END = "<!-- results: written by `python -m evaluation table` -->", "<!-- end of results -->"
 
@@ -61,9 +62,12 @@ def results_table(results: Path, training: Path) -> str:
         ("utility", utility_table),
         ("faithfulness", faithfulness_table),
         ("volumes", volumes_table),
+        ("stacks", stacks_table),
     ):
         if (path := results / f"{name}.json").is_file():
             lines += ["", *lines_of(_read(path))]
+    if trust := trust_table(results):
+        lines += ["", *trust]
     return "\n".join(lines)
 
 

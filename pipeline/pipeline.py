@@ -50,14 +50,12 @@ from .dicom_provenance import Recipe
 from .dicom_seal import sign  # noqa: F401
 from .dicom_volume import VolumeRecipe  # noqa: F401
 from .dicom_windows import HounsfieldWindow  # noqa: F401
+from .pipeline_checks import check_inputs, check_size, seeds_of
 from .pipeline_memorisation import MemorisationMixin
 from .pipeline_noise import add_image_noise
 from .pipeline_saving import SavingMixin
 from .pipeline_watermark import NAME as WATERMARK
 from .pipeline_watermark import embed
-
-OUTPUT_TYPES = ("dicom", "pil", "np", "pt", "latent")
-MAX_SEED = 2**63 - 1
 
 
 @dataclass
@@ -255,7 +253,7 @@ class SyntheticDicomPipeline(SavingMixin, MemorisationMixin, AdapterMixin, Stabl
             An argument is out of range or contradicts another; raised before any work is done.
         """
         prompts: list[Any] = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt]
-        negatives = self._check_inputs(
+        negatives = check_inputs(
             prompts,
             negative_prompt,
             image,
@@ -266,9 +264,9 @@ class SyntheticDicomPipeline(SavingMixin, MemorisationMixin, AdapterMixin, Stabl
             guidance_scale,
             callback_on_step_end_tensor_inputs,
         )
-        height, width = self._check_size(height, width, image is not None)
+        height, width = check_size(self.unet, self.vae_scale_factor, height, width, image is not None)
         header = {"patient": made(Patient, patient, "patient"), "study": made(Study, study, "study")}
-        seeds = self._seeds(seed, generator, len(prompts) * num_images_per_prompt)
+        seeds = seeds_of(seed, generator, len(prompts) * num_images_per_prompt)
         steps = self.config.default_num_inference_steps if num_inference_steps is None else num_inference_steps
         guidance = self.config.default_guidance_scale if guidance_scale is None else guidance_scale
         adapter = self.modality_in_use()
@@ -370,14 +368,14 @@ class SyntheticDicomPipeline(SavingMixin, MemorisationMixin, AdapterMixin, Stabl
     ) -> Recipe:
         """Give the recipe that a call with these arguments would have, without drawing: its UIDs follow from it."""
         steps, guidance = num_inference_steps, guidance_scale
-        self._check_inputs([prompt], negative_prompt, None, 1.0, 1, "dicom", steps, guidance, ())
-        (seed,) = self._seeds(seed, None, 1)
+        check_inputs([prompt], negative_prompt, None, 1.0, 1, "dicom", steps, guidance, ())
+        (seed,) = seeds_of(seed, None, 1)
         name = self.adapter_for(prompt, modality)
         with self.only_adapter(name) if name is not None else nullcontext():
             profile = self._profile(prompt, modality, self.modality_in_use(), required=True)
             steps = self.config.default_num_inference_steps if steps is None else steps
             guidance = self.config.default_guidance_scale if guidance is None else guidance
-            size = self._check_size(None, None, False)
+            size = check_size(self.unet, self.vae_scale_factor, None, None, False)
             numbers = seed, steps, guidance, size, 1.0
             return self._recipe(prompt, negative_prompt or "", profile, *numbers, None, watermark)
 
@@ -494,91 +492,6 @@ class SyntheticDicomPipeline(SavingMixin, MemorisationMixin, AdapterMixin, Stabl
         mode = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
         return (mode * self.vae.config.scaling_factor).to(dtype)
 
-    def _check_inputs(
-        self,
-        prompts: list[str],
-        negative: Any,
-        image: Any,
-        strength: float,
-        count: int,
-        output_type: str,
-        steps: int | None,
-        guidance: float | None,
-        callback_inputs: Sequence[str],
-    ) -> list[str]:
-        """Refuse what cannot work, before any work; returns one negative prompt per prompt."""
-        if not prompts:
-            raise ValueError("`prompt` is an empty list; give at least one prompt")
-        for text in prompts:
-            if not isinstance(text, str) or not text.strip():
-                raise ValueError(f"`prompt` must be text, and not empty; got {text!r}")
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"`output_type` is {output_type!r}; allowed are {', '.join(map(repr, OUTPUT_TYPES))}")
-        if image is not None and not (_is_number(strength) and 0 < strength <= 1):
-            raise ValueError(f"`strength` is {strength!r}; allowed is above 0 and at most 1")
-        if not _is_whole(count) or count < 1:
-            raise ValueError(f"`num_images_per_prompt` is {count!r}; allowed is a whole number of at least 1")
-        if steps is not None and (not _is_whole(steps) or not 1 <= steps <= 1000):
-            raise ValueError(f"`num_inference_steps` is {steps!r}; allowed is a whole number from 1 to 1000")
-        if guidance is not None and not (_is_number(guidance) and 0 <= guidance <= 100):
-            raise ValueError(f"`guidance_scale` is {guidance!r}; allowed is a number from 0 to 100")
-        if unknown := set(callback_inputs) - {"latents", "prompt_embeds", "denoised"}:
-            raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` has {sorted(unknown)}; "
-                "allowed are 'latents', 'prompt_embeds', 'denoised'"
-            )
-        negatives = [negative or ""] * len(prompts) if negative is None or isinstance(negative, str) else list(negative)
-        if len(negatives) != len(prompts) or not all(isinstance(text, str) for text in negatives):
-            raise ValueError(f"`negative_prompt` must be one text, or {len(prompts)} like `prompt`; got {negative!r}")
-        return negatives
-
-    def _check_size(self, height: int | None, width: int | None, needs_square: bool) -> tuple[int, int]:
-        sample = self.unet.config.sample_size
-        rows, columns = (sample, sample) if isinstance(sample, int) else sample
-        given = {"height": height, "width": width}
-        size = {"height": rows * self.vae_scale_factor, "width": columns * self.vae_scale_factor}
-        # The denoiser halves the latents at each of its levels, so they must divide.
-        factor = self.vae_scale_factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
-        for name, value in given.items():
-            if value is None:
-                continue
-            if not _is_whole(value) or value < factor or value % factor or value > 2048:
-                raise ValueError(f"`{name}` is {value!r}; allowed is a multiple of {factor} up to 2048")
-            size[name] = value
-        if needs_square and size["height"] != size["width"]:
-            raise ValueError(
-                f"`height` and `width` are {size['height']} and {size['width']}; with `image` both must be equal"
-            )
-        return size["height"], size["width"]
-
-    @staticmethod
-    def _seeds(seed: Any, generator: Any, count: int) -> list[int]:
-        if seed is not None and generator is not None:
-            raise ValueError("`seed` and `generator` are both given; give one of them")
-        if isinstance(seed, Sequence) and not isinstance(seed, str):
-            seeds = list(seed)
-            if len(seeds) != count:
-                raise ValueError(
-                    f"`seed` has {len(seeds)} values; allowed is one number, or one for each of {count} images"
-                )
-        elif seed is not None:
-            seeds = [seed + i for i in range(count)] if _is_whole(seed) else [seed]
-        elif isinstance(generator, Sequence):
-            if len(generator) != count:
-                raise ValueError(
-                    f"`generator` has {len(generator)} entries; allowed is one, or one for each of {count} images"
-                )
-            seeds = [_draw_seed(g) for g in generator]
-        else:
-            seeds = [_draw_seed(generator) for _ in range(count)] if generator else []
-            if not seeds:
-                first = int.from_bytes(os.urandom(4), "big")
-                seeds = [first + i for i in range(count)]
-        for value in seeds:
-            if not _is_whole(value) or not 0 <= value <= MAX_SEED:
-                raise ValueError(f"`seed` is {value!r}; allowed is a whole number from 0 to {MAX_SEED}")
-        return [int(value) for value in seeds]
-
     @staticmethod
     def _profile(prompt: str, modality: str | None, adapter: str | None, required: bool) -> DicomProfile:
         """Profile of one prompt; where no DICOM or picture is wanted, a prompt without modality is fine."""
@@ -593,22 +506,6 @@ class SyntheticDicomPipeline(SavingMixin, MemorisationMixin, AdapterMixin, Stabl
 def best_device() -> str:
     """Name the fastest device that torch finds here."""
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return (
-        isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool) and np.isfinite(value)
-    )
-
-
-def _draw_seed(generator: torch.Generator) -> int:
-    if not isinstance(generator, torch.Generator):
-        raise ValueError(f"`generator` must be a torch.Generator, not {type(generator).__name__}")
-    return int(torch.randint(0, 2**32, (1,), generator=generator, device=generator.device).item())
 
 
 def _bytes_of(tensor: torch.Tensor) -> bytes:

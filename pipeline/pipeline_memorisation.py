@@ -30,13 +30,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch.nn import functional
 
-from . import adapter_names, dicom_provenance
+from . import adapter_names, dicom_provenance, pipeline_checks
 
 INDEX_NAME = "memorisation_index.safetensors"
 FEATURES, CELLS, NEIGHBOURS, LARGEST = 64, 16, 20, 128
 REDRAWS = 3
 SEED_STEP = 1_000_003  # so far away that a redrawn image does not repeat another one of the same call
-_MAX_SEED = 2**63 - 1
 _MAX_BYTES = 64 * 2**20
 
 
@@ -297,7 +296,7 @@ class MemorisationMixin:
             places = [place for place in places if made[place].copy_check.is_copy]  # type: ignore[union-attr]
             if not places or redraw == REDRAWS:
                 break
-            seeds = [(made[place].seed + SEED_STEP) % (_MAX_SEED + 1) for place in places]
+            seeds = [(made[place].seed + SEED_STEP) % (pipeline_checks.MAX_SEED + 1) for place in places]
             latents[places] = draw(places, seeds)
             for place, seed in zip(places, seeds, strict=True):
                 made[place] = replace(made[place], seed=seed)

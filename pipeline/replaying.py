@@ -27,6 +27,7 @@ from . import (
     dicom_profiles,
     dicom_provenance,
     given_values,
+    pipeline_checks,
     pipeline_watermark,
     verification,
     volume_dicom,
@@ -101,7 +102,7 @@ def check_recipe(recipe: Recipe) -> Recipe:
     for name, low, high in (
         ("num_inference_steps", 1, 1000),
         ("guidance_scale", 0, 100),
-        ("seed", 0, pipeline_module.MAX_SEED),
+        ("seed", 0, pipeline_checks.MAX_SEED),
         ("height", 1, verification.MAX_SIDE),
         ("width", 1, verification.MAX_SIDE),
     ):
