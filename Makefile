@@ -57,6 +57,7 @@ evaluate-look:
 	$(EVALUATE) sheet $(KEPT) --out $(RESULTS)/sheet.jpg
 	$(EVALUATE) classify --tasks blood-cell brain-tumour --count 64 $(KEPT) --out $(RESULTS)/classify-classes.json
 	$(EVALUATE) classify --tasks modality --count 200 $(KEPT) --out $(RESULTS)/classify-modality.json
+	$(EVALUATE) faithfulness --count 48 $(KEPT) --out $(RESULTS)/faithfulness.json
 	for m in chest-xray ct brain-mri blood-smear; do \
 	  $(EVALUATE) fidelity --modality $$m --count 100 --networks efficientnet-lite0 own --sheet \
 	    $(KEPT) --out $(RESULTS)/fidelity-$$m.json || exit 1; done
@@ -64,7 +65,6 @@ evaluate-look:
 	  --cache $(WORK)/cache --out $(RESULTS)/privacy.json
 
 evaluate-use:
-	$(EVALUATE) faithfulness --count 48 $(KEPT) --out $(RESULTS)/faithfulness.json
 	$(EVALUATE) utility --size 48 --count 160 --curve 80 $(KEPT) --out $(RESULTS)/utility.json
 	$(EVALUATE) explain $(KEPT) --sheets build/explain --out $(RESULTS)/explain.json
 
