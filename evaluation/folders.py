@@ -229,7 +229,7 @@ def _read(items: Sequence[_Item], size: int, argument: str, cache: Path | None) 
         try:
             images[number] = squared(read_image(item.path).pixels, size)
         except ImageInputError as error:
-            raise ValueError(_unreadable(argument, item.number, max(i.number for i in items), str(error))) from error
+            raise ValueError(_unreadable(argument, item.number, len(items), str(error))) from error
     if stored:
         stored.parent.mkdir(parents=True, exist_ok=True)
         part = stored.with_suffix(f".{os.getpid()}.part.npy")
@@ -240,7 +240,7 @@ def _read(items: Sequence[_Item], size: int, argument: str, cache: Path | None) 
 
 def _unreadable(argument: str, number: int, count: int, reason: str) -> str:
     """Tell a file by its place and not by its name, which may be a patient's: it goes to a log."""
-    place = f"file {number} of {count}, sorted by name or as `metadata.csv` has them"
+    place = f"file {number} (of {count}; sorted by name, or as `metadata.csv` has them)"
     return f"`{argument}`: {place}, cannot be read: {reason}"
 
 

@@ -116,7 +116,7 @@ def read_volumes(folder: Path, part: str | None = None) -> VolumeSet:
     facts, images, masks = set(), [], []
     for number, row in rows:
         where = f"row {number} of `metadata.csv` of `data`"  # no word of the row: file names hold patients' names
-        spacing = attempt(lambda row=row: _spacing(row["spacing_mm"]), f"{where} has no `spacing_mm` such as 1x1x1.5")
+        spacing = attempt(partial(_spacing, row["spacing_mm"]), f"{where} has no `spacing_mm` such as 1x1x1.5")
         facts.add(((row["axes"].split() or [""])[0], spacing))
         name = PurePosixPath(row["file_name"].replace("\\", "/"))
         if name.is_absolute() or ".." in name.parts or not name.parts:

@@ -59,7 +59,7 @@ def one_class(folder: Path) -> Path:
 
 
 REFUSED = [
-    *((what, side, corrupt, f"`{side}`: file 1 of ") for what in OPTIONS for side in SIDES),
+    *((what, side, corrupt, f"`{side}`: file 1 (of ") for what in OPTIONS for side in SIDES),
     *((what, side, empty, f"`{side}` is ") for what in OPTIONS for side in SIDES),
     ("fidelity", "real", three, "`real` holds 3 images: 40 are needed, half of them for the floor"),
     ("fidelity", "synthetic", three, "`synthetic` holds 3 images: KID needs at least 20"),
