@@ -572,12 +572,13 @@ def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
 
     def fail_at_the_last(source, target):
         calls.append(target)
-        if len(calls) == last:
+        if len(calls) == lasts[0]:
             raise OSError("disk full")
         replace_file(source, target)
 
     monkeypatch.setattr(os, "replace", fail_at_the_last)
-    for options, last in (({}, 3), ({"dicomdir": True}, 2)):  # a new folder moves as one
+    lasts = [0]
+    for options, lasts[0] in (({}, 3), ({"dicomdir": True}, 2)):  # a folder moves whole
         calls.clear()
         with pytest.raises(OSError, match="disk full"):
             write_files(datasets, tmp_path / "a" / "b", **options)
