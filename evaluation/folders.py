@@ -88,6 +88,7 @@ class _Item:
     split: str = ""
     group: str | None = None
     row: dict[str, str] | None = None
+    number: int = 0
 
 
 def read_set(
@@ -120,7 +121,7 @@ def read_set(
     Raises
     ------
     ValueError
-        No such folder or split, no image in it, an image that cannot be read (named by its path below the folder), or
+        No such folder or split, no image in it, an image that cannot be read (told by its place among the files), or
         a layout that is none of these.
     """
     folder = Path(folder)
@@ -171,7 +172,7 @@ def _from_table(folder: Path, label_column: str, argument: str) -> list[_Item]:
         group = next((f"{column} {row[column]}" for column in GROUP_COLUMNS if row.get(column)), None)
         split = row.get("split", "").strip().lower()
         if split and split not in FOLDER_SPLITS:
-            raise ValueError(f"`metadata.csv` of `{argument}` has the `split` {split!r}: allowed are train, val, test")
+            raise ValueError(f"`metadata.csv` of `{argument}` has another `split` than train, val and test")
         label = row.get(label_column, "").strip()
         items.append(_Item(folder / name, name.as_posix(), label, FOLDER_SPLITS.get(split, ""), group, row))
     return items
@@ -200,14 +201,15 @@ def _from_folder(folder: Path, argument: str) -> list[_Item]:
 def _with_people(items: list[_Item], argument: str) -> list[_Item]:
     """Add the person of each DICOM file, and leave out sound DICOM files that are no picture (reports, plans)."""
     kept = []
-    for item in items:
+    for number, item in enumerate(items, 1):
+        item.number = number
         record = Record(partial(read_bytes, item.path), item.name, group=item.group)
         try:
             examine(record)
         except NoImageError:
             continue
         if record.reason:
-            raise ValueError(f"`{argument}`: {item.name!r} cannot be read: {record.reason}")
+            raise ValueError(_unreadable(argument, number, len(items), record.reason))
         item.group = record.group
         kept.append(item)
     if not kept:
@@ -227,13 +229,19 @@ def _read(items: Sequence[_Item], size: int, argument: str, cache: Path | None) 
         try:
             images[number] = squared(read_image(item.path).pixels, size)
         except ImageInputError as error:
-            raise ValueError(f"`{argument}`: {item.name!r} cannot be read: {error}") from error
+            raise ValueError(_unreadable(argument, item.number, len(items), str(error))) from error
     if stored:
         stored.parent.mkdir(parents=True, exist_ok=True)
         part = stored.with_suffix(f".{os.getpid()}.part.npy")
         np.save(part, images)
         part.replace(stored)
     return images
+
+
+def _unreadable(argument: str, number: int, count: int, reason: str) -> str:
+    """Tell a file by its place and not by its name, which may be a patient's: it goes to a log."""
+    place = f"file {number} (of {count}; sorted by name, or as `metadata.csv` has them)"
+    return f"`{argument}`: {place}, cannot be read: {reason}"
 
 
 def hash_of(what: Any) -> str:

@@ -13,6 +13,7 @@ from PIL import Image
 from pydicom.encaps import encapsulate
 from pydicom.uid import UID, JPEG2000Lossless, JPEGBaseline8Bit, JPEGLSLossless, RLELossless
 
+from .hostile_lies import lies
 from .hostile_seeds import dataset_of, file_of, safetensors_of
 
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
@@ -59,6 +60,7 @@ def bombs() -> Iterator[tuple[str, Callable[[], bytes]]]:
     )
     yield "zip that leads out of its folder", _zip_slip
     yield "zip named DICOM", lambda: bytes(128) + b"DICM" + _zip_slip()
+    yield from lies()
     yield "adapter of a million tensors", lambda: safetensors_of({f"unet.{i}": (0,) for i in range(300_000)}, {})
     yield (
         "adapter with a header of 40 MiB",

@@ -86,8 +86,8 @@ def load(
             while server.files() and time.monotonic() < deadline:
                 time.sleep(1)
             left, peak = server.files(), server.memory("VmHWM")
-            kinds = Counter(path.suffix for path in server.folder.rglob("*") if path.is_file())
-        left_after_stop = _count(folder / "server")
+            kinds = Counter(Path(name).suffix for name in _files(server.folder))
+        left_after_stop = len(_files(folder / "server"))
         counts: Counter[str] = sum((user.counts for user in users), Counter())
         waits = sorted(wait for user in users for wait in user.waits)
         return {
@@ -159,11 +159,12 @@ class _Server:
         return next((round(int(line.split()[1]) / 1024, 1) for line in lines if line.startswith(what + ":")), None)
 
     def files(self) -> int:
-        return _count(self.folder)
+        return len(_files(self.folder))
 
 
-def _count(folder: Path) -> int:
-    return sum(path.is_file() for path in folder.rglob("*"))
+def _files(folder: Path) -> list[str]:
+    """Names of the files below a folder; `os.walk`, as the server may delete a folder while it is looked at."""
+    return [name for _, _, names in os.walk(folder) for name in names]
 
 
 class _User:

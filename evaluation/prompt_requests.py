@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pydicom
-from pydicom.errors import InvalidDicomError
 
 from lora.captions import CELLS, FINDINGS
+from pipeline.dicom_limits import quiet
 from pipeline.dicom_profiles import choose_profile
 from pipeline.dicom_prompt import parse_prompt
-from pipeline.dicom_provenance import read_recipe
+from pipeline.verification import read, recipe_in
 
 from .folders import read_set
 from .images import SIZE
@@ -89,7 +88,9 @@ def folder_requests(folder: str | Path, cache: str | Path | None = None) -> tupl
 def _prompt_in(path: Path) -> str:
     """Prompt in the recipe of a DICOM file, else nothing."""
     try:
-        recipe = read_recipe(pydicom.dcmread(path, stop_before_pixels=True))
-    except (InvalidDicomError, ValueError):
+        source = read(path)
+        with quiet():
+            recipe = recipe_in(*source)
+    except ValueError:
         return ""
     return recipe.prompt if recipe else ""

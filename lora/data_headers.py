@@ -9,19 +9,17 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from io import BytesIO
 from typing import Any
 
-import pydicom
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 from pydicom.uid import UID
 
 from pipeline.dicom_limits import (
     ImageInputError,
-    attempt,
     integer,
     looks_like_dicom,
+    oversized,
     parse_dicom,
     quiet,
     sequence_item,
@@ -103,8 +101,7 @@ def examine(record: Record) -> set[Words]:
         data = record.load(-1)
         with quiet():
             record.frames = max(1, integer(parse_dicom(data), "NumberOfFrames", 1))
-            # parse_dicom has refused what is made to exhaust a reader, so what follows is bounded
-            header = attempt(lambda: _read_header(data), "the DICOM header is damaged and cannot be read.")
+            header = parse_dicom(data, list(_HEADER))
             if _is_no_image(header):
                 raise NoImageError
             record.facts = header_facts(header)
@@ -170,13 +167,9 @@ _PHRASES = [
 _COMMON = frozenset(word for phrase in _PHRASES for word in words_of(phrase))
 
 
-def _read_header(data: bytes) -> Dataset:
-    return pydicom.dcmread(BytesIO(data), force=True, stop_before_pixels=True, specific_tags=list(_HEADER))
-
-
 def _texts(header: Dataset, keyword: str) -> list[str]:
     try:
-        value = header[keyword].value
+        value = None if oversized(header, keyword) else header[keyword].value
         return [str(part) for part in (value if isinstance(value, (list, MultiValue)) else [value]) if part]
     except Exception:  # absent or damaged
         return []

@@ -276,9 +276,12 @@ def main(arguments: list[str] | None = None) -> int:
         text = load_text(config.text)
         volumes = read_volumes(config.data, "train")
         export(config, volumes, text, train(config, volumes, text))
-    except (FileNotFoundError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
     return 0
 
 

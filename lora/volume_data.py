@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
 from torch.nn import functional
 
+from pipeline.dicom_limits import MAX_BYTES, attempt
 from pipeline.volume.volume_covariates import Distribution, structure
+
+from .data_sources import read_table
 
 PARTS = ("train", "val", "test")
 PERCENTILES = (0.5, 99.5)  # of a volume: what becomes black and white
 SOFTNESS = 0.6  # standard deviation, in voxels, of the blur on the labels: a slope learns better than a step
+_COLUMNS = ("file_name", "axes", "spacing_mm", "licence", "source")
 _TEMPLATES = (
     "3D T1-weighted MRI crop of the hippocampus",
     "T1 MRI of the hippocampus",
@@ -95,34 +99,69 @@ def read_volumes(folder: Path, part: str | None = None) -> VolumeSet:
     FileNotFoundError
         There is no `metadata.csv`.
     ValueError
-        No such part, no volume in it, or volumes of several shapes or geometries.
+        No such part, no volume in it, volumes of several shapes or geometries, or a row whose file leads out of the
+        folder or is no sound volume: told by its number.
     """
     if part is not None and part not in PARTS:
         raise ValueError(f"`part` is {part!r}; allowed are {', '.join(map(repr, PARTS))} and None")
-    with (folder / "metadata.csv").open(newline="", encoding="utf-8") as handle:
-        rows = [row for row in csv.DictReader(handle) if part is None or part_of(row["file_name"]) == part]
+    if not (folder / "metadata.csv").is_file():
+        raise FileNotFoundError(f"`data` is {str(folder)!r}, which holds no metadata.csv")
+    columns, table = read_table(folder / "metadata.csv", "`data`")
+    if absent := [name for name in _COLUMNS if name not in columns]:
+        raise ValueError(f"`metadata.csv` of `data` has no column `{absent[0]}`")
+    rows = [(number, row) for number, row in enumerate(table, 1) if part in (None, part_of(row["file_name"]))]
     if not rows:
         raise ValueError(f"`data` is {str(folder)!r}, which has no volume{f' of part {part!r}' if part else ''}")
-    names = tuple(key.removeprefix("vol_") for key in rows[0] if key.startswith("vol_") and key.endswith("_mm3"))
-    facts = {(row["axes"].split()[0], row["spacing_mm"]) for row in rows}
-    images, masks = [], []
-    for row in rows:
-        with np.load(folder / row["file_name"], allow_pickle=False) as arrays:
-            images.append(normalise(arrays["image"]))
-            masks.append(arrays["mask"].astype(np.uint8))
+    names = tuple(key.removeprefix("vol_") for key in columns if key.startswith("vol_") and key.endswith("_mm3"))
+    facts, images, masks = set(), [], []
+    for number, row in rows:
+        where = f"row {number} of `metadata.csv` of `data`"  # no word of the row: file names hold patients' names
+        spacing = attempt(partial(_spacing, row["spacing_mm"]), f"{where} has no `spacing_mm` such as 1x1x1.5")
+        facts.add(((row["axes"].split() or [""])[0], spacing))
+        name = PurePosixPath(row["file_name"].replace("\\", "/"))
+        if name.is_absolute() or ".." in name.parts or not name.parts:
+            raise ValueError(f"{where} has a `file_name` that is empty or leads out of the folder")
+        if not (folder / name).is_file():
+            raise ValueError(f"{where} names a file that is not there")
+        image, mask = attempt(partial(_read_pair, folder / name), f"{where} names a file that is no sound volume")
+        images.append(normalise(image))
+        masks.append(mask)
     if len(facts) != 1 or len({image.shape for image in images}) != 1:
         raise ValueError(f"`data` is {str(folder)!r}, whose volumes differ in shape, axes or spacing; allowed is one")
     axes, spacing = facts.pop()
     return VolumeSet(
-        tuple(row["file_name"] for row in rows),
+        tuple(row["file_name"] for _, row in rows),
         np.stack(images),
         np.stack(masks),
         names,
         axes,
-        tuple(float(value) for value in spacing.split("x")),
-        tuple(sorted({row["licence"] for row in rows})),
-        tuple(sorted({row["source"] for row in rows})),
+        spacing,
+        tuple(sorted({row["licence"] for _, row in rows})),
+        tuple(sorted({row["source"] for _, row in rows})),
     )
+
+
+def _spacing(text: str) -> tuple[float, ...]:
+    values = tuple(float(value) for value in text.split("x"))
+    if len(values) != 3 or not all(0 < value < 1e3 for value in values):
+        raise ValueError
+    return values
+
+
+def _read_pair(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Read image and label map of a file, having asked how large they are; any error where they are none."""
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError
+    with np.load(path, allow_pickle=False) as arrays:
+        if any(info.file_size > MAX_BYTES for info in arrays.zip.infolist()):
+            raise ValueError
+        image, mask = arrays["image"], arrays["mask"]
+    numbers = image.dtype.kind in "uif" and mask.dtype.kind in "uib" and image.dtype.itemsize <= 8
+    if image.ndim != 3 or image.shape != mask.shape or not image.size or not numbers or not np.isfinite(image).all():
+        raise ValueError
+    if mask.min() < 0 or mask.max() > 255:
+        raise ValueError
+    return image, mask.astype(np.uint8)
 
 
 def vary_caption(values: np.ndarray, distribution: Distribution, rng: np.random.Generator) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -76,7 +77,8 @@ def training_record(config: Any, volumes: VolumeSet, unet: UNet2DConditionModel)
                 "sources": list(volumes.sources),
             }
         ],
-        "names": list(volumes.names),
+        # Hashes alone: a file's name may be a patient's, and this record is published.
+        "names": [hashlib.sha256(name.encode()).hexdigest()[:16] for name in volumes.names],
         "split": "by volume, from the SHA-256 of the file name: 80 % train, 10 % val, 10 % test; only train was read",
         "intensities": "each volume's 0.5th and 99.5th percentile to -1 and 1, cut beyond",
         "parameters": {"unet": sum(tensor.numel() for tensor in unet.parameters())},

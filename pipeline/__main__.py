@@ -7,7 +7,9 @@ in DIR. For the others, and for a list of prompts, see `commands` and `volume_co
 from __future__ import annotations
 
 import argparse
+import io
 import os
+import signal
 import sys
 import warnings
 from dataclasses import fields
@@ -116,6 +118,9 @@ def generate(options: argparse.Namespace) -> list[Path]:
         raise ValueError("`--workers` needs `--from-csv`")
     if options.ray is not None:
         raise ValueError("`--ray` needs `--from-csv`")
+    if options.count > volume_command.MAX_COUNT:  # they are held in memory until all can be written
+        allowed = f"at most {volume_command.MAX_COUNT}, and more by a list of prompts with `--from-csv`"
+        raise ValueError(f"`--count` is {options.count}; allowed is {allowed}")
     if options.image is None and (options.strength is not None or options.frame is not None):
         raise ValueError("`--strength` and `--frame` need `--image`")
     if options.image is not None and not options.image.is_file():
@@ -180,6 +185,8 @@ def _checked(options: argparse.Namespace) -> tuple[Patient | None, Study | None,
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit status."""
     options = build_parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # a path that is no text is printed as it is
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.simplefilter("ignore")
     warnings.simplefilter("always", BurnedInTextWarning)
@@ -197,10 +204,19 @@ def main(arguments: list[str] | None = None) -> int:
         for path in generate(options):
             print(path)
     except (ValueError, OSError) as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        print("error: " + more_commands.shown(" ".join(str(error).split())), file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("error: stopped; what is there is whole", file=sys.stderr)
+        return 130
     return 0
 
 
+def _end(number: int, _: object) -> NoReturn:
+    """Leave as after an error, so that nothing half-written and no worker stays."""
+    sys.exit(128 + number)
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _end)
     sys.exit(main())

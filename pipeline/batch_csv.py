@@ -9,6 +9,7 @@ import os
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -211,9 +212,10 @@ class Manifest:
         self.entries: dict[tuple[int, int], Entry] = {}
         if self._path.exists():
             whole = self._path.read_bytes().rpartition(b"\n")[0].decode("utf-8", "replace")
-            for cells in csv.reader(io.StringIO(whole, newline="")):
-                if len(cells) == len(MANIFEST_COLUMNS) and cells[0].isdigit() and cells[4].isdigit():
-                    self._keep(Entry(int(cells[0]), cells[1], cells[2], cells[3], int(cells[4]), cells[5]))
+            with suppress(csv.Error):  # damaged from there on: images that are there are found without it
+                for cells in csv.reader(io.StringIO(whole, newline="")):
+                    if len(cells) == len(MANIFEST_COLUMNS) and _is_number(cells[0]) and _is_number(cells[4]):
+                        self._keep(Entry(int(cells[0]), cells[1], cells[2], cells[3], int(cells[4]), cells[5]))
 
     def _keep(self, entry: Entry) -> None:
         self.entries[entry.row, entry.seed] = entry
@@ -257,6 +259,10 @@ class Manifest:
         finally:
             os.close(file)
         self._keep(entry)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 20
 
 
 def _line(cells: Iterable[object]) -> str:

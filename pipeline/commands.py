@@ -52,7 +52,7 @@ def run_verify(options: argparse.Namespace) -> int:
             _report(path, error)
             status = 2
             continue
-        print(f"{path}: {'ok' if found.ok else 'NOT OK'}", *found.in_words(), sep="\n  ")
+        print(f"{shown(path)}: {'ok' if found.ok else 'NOT OK'}", *found.in_words(), sep="\n  ")
         status = max(status, int(not found.ok))
     return status
 
@@ -76,7 +76,7 @@ def run_replay(options: argparse.Namespace, patient: Any, study: Any) -> int:
             _report(path, error)
             status = 2
         else:
-            print(f"{path}: {', '.join(map(str, found.paths))}", *found.in_words(), sep="\n  ")
+            print(f"{shown(path)}: {', '.join(map(shown, found.paths))}", *found.in_words(), sep="\n  ")
             status = max(status, int(not found.equal))
     return status
 
@@ -126,5 +126,10 @@ def run_batch(options: argparse.Namespace, patient: Any, study: Any, key: bytes 
     return int(counts.failed > 0)
 
 
+def shown(text: object) -> str:
+    """A name on one line: no file's name begins a line that looks like ours, or steers the terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
 def _report(path: str, error: Exception) -> None:
-    print(f"error: {path}: " + " ".join(str(error).split()), file=sys.stderr)
+    print(f"error: {shown(path)}: {shown(' '.join(str(error).split()))}", file=sys.stderr)

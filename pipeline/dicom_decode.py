@@ -233,34 +233,41 @@ def _checked_codestream(encoded: bytes, layout: _Layout) -> bool:
         Whether these are the YCbCr values of a JPEG that the DICOM header calls RGB. As in libjpeg, that is so where
         the components are numbered 1, 2, 3 and no Adobe marker says otherwise.
     """
+    dicom_limits.check_scans(encoded)
     is_jpeg = encoded[:2] == b"\xff\xd8"
     size, components, adobe = _jpeg_header(encoded) if is_jpeg else (_jpeg2000_size(encoded), b"", False)
-    if size != (layout.rows, layout.columns):
+    if size != (layout.rows, layout.columns, layout.samples):
         raise ImageInputError("`image`: the compressed pixels do not have the size that the DICOM header claims.")
     lossy = layout.transfer_syntax in (JPEGBaseline8Bit, JPEGExtended12Bit)
     return lossy and layout.photometric == "RGB" and components == b"\x01\x02\x03" and not adobe
 
 
-def _jpeg2000_size(encoded: bytes) -> tuple[int, int] | None:
-    start = encoded.find(b"\xff\x4f\xff\x51", 0, 4096)  # may lie in a JP2 box
-    if start < 0:
-        return None
+def _jpeg2000_size(encoded: bytes) -> tuple[int, int, int] | None:
+    """Return rows, columns and components of the codestream that a decoder will find, bare or in the boxes of a JP2."""
+    start, boxes = 0, 0
+    while encoded[start : start + 4] != b"\xff\x4f\xff\x51":
+        length, kind = int.from_bytes(encoded[start : start + 4], "big"), encoded[start + 4 : start + 8]
+        if kind != b"jp2c" and length < 8 or boxes > 100:
+            return None
+        start, boxes = start + (8 if kind == b"jp2c" else length), boxes + 1
     width, height, left, top = (int.from_bytes(encoded[start + n : start + n + 4], "big") for n in (8, 12, 16, 20))
-    return height - top, width - left
+    return height - top, width - left, int.from_bytes(encoded[start + 40 : start + 42], "big")
 
 
-def _jpeg_header(encoded: bytes) -> tuple[tuple[int, int] | None, bytes, bool]:
-    """Return the size, the component numbers and whether there is an Adobe marker, of JPEG and JPEG-LS data."""
+def _jpeg_header(encoded: bytes) -> tuple[tuple[int, int, int] | None, bytes, bool]:
+    """Return the size (with components), their numbers, and whether there is an Adobe marker, of JPEG and JPEG-LS."""
     position, adobe = 2, False
     while position + 9 < len(encoded) and encoded[position] == 0xFF:
         marker, segment = encoded[position + 1], encoded[position + 4 : position + 20]
         if marker == 0xFF:  # a fill byte
             position += 1
             continue
+        if marker == 0xDE:  # hierarchical: the decoder takes the size from here
+            break
         adobe |= marker == 0xEE and segment.startswith(b"Adobe")
         if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
             size = int.from_bytes(segment[1:3], "big"), int.from_bytes(segment[3:5], "big")
-            return size, segment[6:15:3], adobe
+            return (*size, segment[5] if len(segment) > 5 else 0), segment[6:15:3], adobe
         position += 2 + int.from_bytes(encoded[position + 2 : position + 4], "big")
     return None, b"", adobe
 

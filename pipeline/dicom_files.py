@@ -3,6 +3,8 @@
 import copy
 import hashlib
 import os
+import platform
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
@@ -17,6 +19,8 @@ from pydicom.fileset import FileSet
 from . import dicom_pixels, dicom_profiles, dicom_provenance, dicom_seal
 
 _ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # a fixed one: the same images give the same archive
+
+_WRITING = f".writing-{platform.node()}-"  # what is not whole yet; the number of the process follows
 
 
 def write_files(
@@ -95,7 +99,8 @@ def write_together(
     folder = Path(out)
     new_folders = _make(folder)
     try:
-        with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder) as temporary:
+        _sweep(folder)
+        with tempfile.TemporaryDirectory(prefix=f"{_WRITING}{os.getpid()}-", dir=folder) as temporary:
             parts = fill(Path(temporary))
             if archive is not None:
                 parts = [_zip(parts, Path(temporary), archive)]
@@ -258,15 +263,34 @@ def _move(parts: Sequence[Path], temporary: Path, folder: Path) -> list[Path]:
     new_folders: list[Path] = []
     try:
         for part, target in zip(parts, targets, strict=True):
-            if target.exists():
+            top = part.relative_to(temporary).parts[0]
+            if target.exists():  # also where its folder has been moved
+                continue
+            if target.parent != folder and not (folder / top).exists():  # whole, so that a kill leaves all or nothing
+                os.replace(temporary / top, folder / top)
+                moved.append(folder / top)
                 continue
             new_folders = _make(target.parent) + new_folders
             os.replace(part, target)
             moved.append(target)
     except BaseException:
         for path in moved:
-            path.unlink()
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
         for path in new_folders:
             path.rmdir()
         raise
     return targets
+
+
+def _sweep(folder: Path) -> None:
+    """Take away what a process of this machine left behind when it was killed while it wrote."""
+    for path in folder.glob(f"{_WRITING}*") if os.name == "posix" else ():
+        number = path.name.removeprefix(_WRITING).partition("-")[0]
+        if not (number.isascii() and number.isdigit() and path.is_dir() and not path.is_symlink()):
+            continue
+        try:
+            os.kill(int(number[:9]), 0)
+        except ProcessLookupError:
+            shutil.rmtree(path, ignore_errors=True)
+        except OSError:  # it lives, and is another user's
+            continue

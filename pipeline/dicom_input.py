@@ -199,6 +199,7 @@ def _opened(data: bytes) -> Dataset | Image.Image:
         raise ImageInputError(f"`image` has {len(data)} bytes; at most {dicom_limits.MAX_BYTES} are allowed.")
     if dicom_limits.looks_like_dicom(data):
         return dicom_limits.parse_dicom(data)
+    dicom_limits.check_scans(data)
     try:
         return Image.open(io.BytesIO(data), formats=PICTURE_FORMATS)
     except Image.DecompressionBombError:

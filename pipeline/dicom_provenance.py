@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from pydicom import Dataset
+from pydicom.dataelem import RawDataElement
 from pydicom.uid import UID
 
 from . import dicom_volume
@@ -34,7 +35,7 @@ _FORMAT = 1
 _LATER = ("copy_check", "watermark", "volume")  # recipes are as they were before there were these, where these are None
 _LONG_STRING = 64
 _SHORT_TEXT = 1024
-_LONGEST_TEXT = 2**20
+LONGEST_TEXT = 2**20
 
 
 @dataclass(frozen=True)
@@ -312,13 +313,19 @@ def private_text(dataset: Dataset, element: int) -> str | None:
     """
     try:
         # By its tag: in a copied dataset pydicom's block is still that of the old one.
-        value = dataset[dataset.private_block(PRIVATE_GROUP, PRIVATE_CREATOR).get_tag(element)].value
+        tag = dataset.private_block(PRIVATE_GROUP, PRIVATE_CREATOR).get_tag(element)
+        raw = dataset.get_item(tag)
+        # Looked at before it becomes an object: a sequence would become millions.
+        is_text = not isinstance(raw, RawDataElement) or raw.VR in ("UT", "LT", "UN", "OB", None)
+        value = dataset[tag].value if is_text and len(getattr(raw, "value", None) or b"") <= 4 * LONGEST_TEXT else None
     except KeyError:
         return None
+    if value is None:
+        raise ValueError("the recipe is no text, or longer than any that is written here")
     if isinstance(value, bytes):  # an archive that does not know the element hands it back as UN
         value = value.decode("ascii", "replace").rstrip("\0 ")
-    if len(str(value)) > _LONGEST_TEXT:
-        raise ValueError(f"the recipe is longer than the {_LONGEST_TEXT} characters allowed")
+    if len(str(value)) > LONGEST_TEXT:
+        raise ValueError(f"the recipe is longer than the {LONGEST_TEXT} characters allowed")
     return str(value)
 
 

@@ -44,7 +44,7 @@ Patient = dicom_patient.Patient
 Study = dicom_patient.Study
 CannotReplay = volume_replaying.CannotReplay
 
-MAX_TEXT, MAX_ADAPTERS = 20_000, 64
+MAX_TEXT, MAX_ROWS, MAX_ADAPTERS = 20_000, 64, 8  # each adapter takes seconds to load
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ROW = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}(:[\w.]{1,200})?")
 
@@ -124,8 +124,9 @@ def check_recipe(recipe: Recipe) -> Recipe:
         refuse("watermark", f"{pipeline_watermark.NAME}, the one that this version makes, or none")
     if recipe.volume is not None and recipe.strength is None and (recipe.adapters or recipe.negative_prompt):
         refuse("volume", "in a recipe without adapters and negative prompt, unless it has an input image")
-    if len(recipe.adapters) > MAX_ADAPTERS:
-        refuse("adapters", f"at most {MAX_ADAPTERS} rows")
+    names = {name.partition(":")[0] for name, _, _ in recipe.adapters}
+    if len(recipe.adapters) > MAX_ROWS or len(names) > MAX_ADAPTERS:
+        refuse("adapters", f"at most {MAX_ROWS} rows of at most {MAX_ADAPTERS} adapters")
     for name, sha256, weight in recipe.adapters:
         if not _ROW.fullmatch(name) or not _SHA256.fullmatch(sha256) or not abs(weight) <= 100:
             refuse("adapters", "rows of a name, 64 hexadecimal digits and a weight from -100 to 100")

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -95,11 +96,18 @@ def recipe_in(dataset: Dataset | None, picture: Image.Image | None) -> Recipe | 
     ValueError
         There is one that cannot be understood or followed.
     """
-    if dataset is not None:
-        recipe = dicom_provenance.read_recipe(dataset)
-    else:
-        text = getattr(picture, "text", {}).get("Recipe")
-        recipe = None if text is None else Recipe.from_json(str(text))
+    try:
+        if dataset is not None:
+            recipe = dicom_provenance.read_recipe(dataset)
+        else:
+            text = _note(getattr(picture, "text", {}), "Recipe")
+            recipe = None if text is None else Recipe.from_json(text)
+        wrong = ""
+    except (ValueError, RecursionError) as error:
+        field = re.match(r"`[\w.]+`", str(error))  # all that is told: the rest may be text of the file
+        wrong = f"the recipe cannot be understood{f', by its {field[0]}' if field else ''}"
+    if wrong:
+        raise ValueError(wrong)
     if recipe is not None:
         if recipe.modality not in dicom_profiles.PROFILES:
             raise ValueError("the recipe names a modality that is not known here")
@@ -111,6 +119,7 @@ def recipe_in(dataset: Dataset | None, picture: Image.Image | None) -> Recipe | 
 
 
 def _opened(data: bytes, name: str) -> Image.Image:
+    dicom_limits.check_scans(data)
     picture = Image.open(io.BytesIO(data), formats=[name])
     dicom_limits.check_size(picture.height, picture.width)
     picture.load()
@@ -123,7 +132,7 @@ def _of_picture(picture: Image.Image, key: bytes | None) -> Verification:
     shown = picture if picture.mode[0] in "LIF" and picture.mode != "LA" else picture.convert("RGB")
     watermark = _watermark(np.asarray(shown))
     seal, state, pixels, signature = _by_seal(
-        recipe, state, lambda: _seal_of_text(notes.get("Digest")), np.asarray(picture), None, key
+        recipe, state, lambda: _seal_of_text(_note(notes, "Digest")), np.asarray(picture), None, key
     )
     return Verification(
         str(picture.format),
@@ -140,8 +149,16 @@ def _of_picture(picture: Image.Image, key: bytes | None) -> Verification:
     )
 
 
-def _seal_of_text(text: Any) -> dicom_seal.Seal | None:
-    return None if text is None else dicom_seal.Seal.from_json(str(text))
+def _seal_of_text(text: str | None) -> dicom_seal.Seal | None:
+    return None if text is None else dicom_seal.Seal.from_json(text)
+
+
+def _note(notes: Mapping[str, Any], name: str) -> str | None:
+    """A text of a picture; a ValueError where it is longer than any that we write: JSON takes many times its length."""
+    text = notes.get(name)
+    if text is not None and len(str(text)) > dicom_provenance.LONGEST_TEXT:
+        raise ValueError(f"the picture's text is longer than the {dicom_provenance.LONGEST_TEXT} characters allowed")
+    return None if text is None else str(text)
 
 
 def _of_dataset(dataset: Dataset, key: bytes | None) -> Verification:

@@ -6,6 +6,7 @@ from the recipe, and from the given patient and study, as those of images do.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from pydicom.tag import Tag
 from pydicom.uid import UID, EnhancedCTImageStorage, EnhancedMRImageStorage, SegmentationStorage
 
 from . import (
+    dicom_limits,
     dicom_modules,
     dicom_output,
     dicom_patient,
@@ -202,6 +204,8 @@ def blank_part(recipe: Recipe, part: Part, patient: Patient, study: Study) -> Da
     if index >= (slices.shape[0] if kind == SLICES else 1):
         raise ValueError(f"`part` is {part}; the volume has {slices.shape[0]} slices")
     assert recipe.volume is not None
+    if kind != SLICES and math.prod(slices.shape) > dicom_limits.MAX_PIXELS:  # more than is decoded
+        raise ValueError(f"the volume has more than the {dicom_limits.MAX_PIXELS} voxels allowed in one object")
     if kind == MULTI_FRAME:
         return to_enhanced(np.zeros(recipe.volume.shape, np.float32), recipe, patient=patient, study=study)
     dataset = base_part(recipe, patient, study, part)

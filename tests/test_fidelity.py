@@ -189,7 +189,7 @@ def test_one_class_and_mixed_sizes_are_no_trouble(tmp_path):
     [
         (3, "", "`real` holds 3 images: 40 are needed, half of them for the floor"),
         (0, "", "`real` is "),
-        (1, "broken.png", "`real`: 'broken.png' cannot be read"),
+        (1, "broken.png", "`real`: file 2 (of 2; "),
     ],
 )
 def test_bad_real_folders_end_in_one_clear_line(tmp_path, capsys, count, spoil, words):
