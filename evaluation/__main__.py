@@ -180,6 +180,11 @@ def make_parser() -> argparse.ArgumentParser:
     one.add_argument("--no-faults", dest="faults", action="store_false", help="leave out full disks and the like")
     one.add_argument("--out", required=True, help="JSON to write")
 
+    one = commands.add_parser("replays", help="make again what README and cards show, and compare")
+    one.add_argument("--readme", default="README.md", help="(default: %(default)s)")
+    one.add_argument("--no-cards", dest="cards", action="store_false", help="the README alone")
+    one.add_argument("--out", required=True, help="JSON to write")
+
     one = commands.add_parser("report", help="one HTML page of all results in a folder, what failed first")
     one.add_argument("--results", default="evaluation/results", help="folder of JSON files (default: %(default)s)")
     one.add_argument("--out", default="build/report/report.html", help="page to write (default: %(default)s)")
@@ -253,6 +258,10 @@ def measure(what: str, options: dict[str, Any]) -> tuple[dict[str, Any], Path]:
         from .survive import survive
 
         return survive(**options), out
+    if what == "replays":
+        from .replays import replays
+
+        return replays(**options), out
     if what == "watermark":
         from .watermark import watermark
 

@@ -61,7 +61,8 @@ def survive(
     -------
     dict
         `in_peace` and `killed`: what `looked_through` finds in each folder; `differing`: files that are not equal in
-        both; `kills`: after how many images each came; `memory`; `faults`; `survived`: whether all of it is well.
+        both; `killed_at`: after how many images and seconds each kill came; `memory`; `faults`;
+        `survived`: whether all of it is well.
 
     Raises
     ------
@@ -78,7 +79,7 @@ def survive(
         rows = write_list(folder / "prompts.csv", count, steps)
         peace, killed = folder / "in-peace", folder / "killed"
         memory, took = _in_peace(command(folder / "prompts.csv", peace, model), count)
-        moments, status = _killed(
+        told, status = _killed(
             command(folder / "prompts.csv", killed, model, "--workers", str(workers)), killed, count, kills, seed, took
         )
         found = {"in_peace": looked_through(peace, rows), "killed": looked_through(killed, rows)}
@@ -94,7 +95,9 @@ def survive(
     return {"count": count, "seed": seed, "steps": steps, "workers": workers, "survived": survived, **found} | {
         "differing": differing,
         "last_exit_status": status,
-        "kills": moments,
+        "kills": len(told),
+        "killed_in_time": sum(not each["came_too_late"] for each in told),
+        "killed_at": told,
         "memory": memory,
         "faults": more,
     }

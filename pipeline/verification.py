@@ -27,6 +27,7 @@ from . import (
     dicom_seal,
     given_values,
     pipeline_watermark,
+    verification_added,
     verification_result,
     volume_dicom,
 )
@@ -137,6 +138,7 @@ def _of_picture(picture: Image.Image, key: bytes | None) -> Verification:
         traces=("the watermark",) if recipe is None and watermark == "found" else (),
         wants_signature=key is not None,
         watermark=watermark,
+        added=verification_added.added_to_picture(picture),
     )
 
 
@@ -160,6 +162,7 @@ def _of_dataset(dataset: Dataset, key: bytes | None) -> Verification:
     uids, given = "not known", None
     stripped: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
+    reference: Dataset | None = None
     traces = () if recipe is not None else tuple(_traces(dataset))
     if recipe is None and watermark == "found":
         traces += ("the watermark",)
@@ -167,7 +170,9 @@ def _of_dataset(dataset: Dataset, key: bytes | None) -> Verification:
         found = given_values.given_for(dataset, recipe)
         uids = "differ" if found is None else "follow"
         given = None if found is None else tuple(sorted(dicom_patient.given_values(*found)))
-        stripped, changed = _against_reference(dataset, recipe, found or (Patient(), Study()))
+        reference = _reference(dataset, recipe, *(found or (Patient(), Study())))
+        if reference is not None:
+            stripped, changed = _against_reference(dataset, reference)
     elif traces:
         stripped = tuple(name for name in _EXPECTED if not _values(dataset, name))
         stripped += ("the recipe",) if state == "missing" else ()
@@ -188,6 +193,7 @@ def _of_dataset(dataset: Dataset, key: bytes | None) -> Verification:
         (_values(dataset, "SOPInstanceUID") or [""])[0],
         key is not None,
         watermark,
+        *verification_added.added_to(dataset, reference if uids == "follow" else None),
     )
 
 
@@ -276,14 +282,8 @@ def _traces(dataset: Dataset) -> Iterator[str]:
         yield "ImplementationVersionName"
 
 
-def _against_reference(
-    dataset: Dataset, recipe: Recipe, given: tuple[Patient, Study]
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _against_reference(dataset: Dataset, reference: Dataset) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Name what is missing or empty, and what is other, than in the dataset that this version would write."""
-    try:
-        reference = _reference(dataset, recipe, *given)
-    except ValueError:
-        return (), ()
     stripped, changed = [], []
     for element in reference:
         keyword = keyword_for_tag(element.tag)
@@ -301,14 +301,15 @@ def _against_reference(
     return tuple(stripped), tuple(changed)
 
 
-def _reference(dataset: Dataset, recipe: Recipe, patient: Patient, study: Study) -> Dataset:
-    """Make the dataset of blank pixels that this version would write."""
-    if recipe.volume is None:
-        blank = np.zeros((recipe.height, recipe.width), np.float32)
-        return dicom_output.to_dataset(
-            blank, dicom_profiles.PROFILES[recipe.modality], recipe, patient=patient, study=study
-        )
-    part = volume_dicom.part_of(dataset)
-    if part is None:
-        raise ValueError("no part of a volume")
-    return volume_dicom.blank_part(recipe, part, patient, study)
+def _reference(dataset: Dataset, recipe: Recipe, patient: Patient, study: Study) -> Dataset | None:
+    """Make the dataset of blank pixels that this version would write; None where it would write none."""
+    try:
+        if recipe.volume is None:
+            blank = np.zeros((recipe.height, recipe.width), np.float32)
+            return dicom_output.to_dataset(
+                blank, dicom_profiles.PROFILES[recipe.modality], recipe, patient=patient, study=study
+            )
+        part = volume_dicom.part_of(dataset)
+        return None if part is None else volume_dicom.blank_part(recipe, part, patient, study)
+    except ValueError:
+        return None
