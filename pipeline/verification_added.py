@@ -42,6 +42,7 @@ def added_to(dataset: Dataset, reference: Dataset | None) -> tuple[tuple[str, ..
         What this version would write for its recipe: nothing of it was added. Without one, the rest is not known.
     """
     ours = set() if reference is None else {element.tag for element in reference}
+    known = reference is not None and "PixelData" in reference  # of a label map, only what all parts have is made
     shown: dict[str, None] = {}
     rest: dict[str, None] = {}
     if any(getattr(dataset, "preamble", None) or b""):  # a picture of another format may begin there
@@ -55,7 +56,7 @@ def added_to(dataset: Dataset, reference: Dataset | None) -> tuple[tuple[str, ..
         elif tag.is_private:
             if _is_foreign(dataset, tag):
                 rest[f"private group {tag.group:04X}"] = None
-        elif reference is not None and tag.group != 0x0028 and tag != 0xFFFCFFFC:  # 0028: of compression; padding
+        elif known and tag.group != 0x0028 and tag != 0xFFFCFFFC:  # 0028: of compression; padding
             rest[keyword_for_tag(tag) or f"({tag.group:04X},{tag.element:04X})"] = None
     if "INVERSE" in given_values.values(dataset, "PresentationLUTShape"):
         shown["PresentationLUTShape"] = None
@@ -72,7 +73,7 @@ def _shown(tag: BaseTag) -> str:
     for first, name in _REPEATING.items():
         if first <= tag.group <= first + 0xFF and tag.group % 2 == 0:
             return f"{name} (group {tag.group:04X})"
-    if tag.group in _GROUPS:
+    if tag.group in _GROUPS and not 0x00700080 <= tag <= 0x00700087:  # these are names of the content
         return f"{_GROUPS[tag.group]} (group {tag.group:04X})"
     keyword = "" if tag.is_private else keyword_for_tag(tag)
     return keyword if keyword in _SHOWN else ""

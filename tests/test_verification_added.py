@@ -186,3 +186,16 @@ def test_command_line(tmp_path, capsys):
     (tmp_path / "overlay.dcm").write_bytes(written(dataset))
     assert main(["verify", str(tmp_path / "overlay.dcm")]) == 1
     assert "changes what is shown: overlay (group 6000)" in capsys.readouterr().out
+
+
+def test_nothing_was_added_to_what_is_made_here(volume, files):
+    for name, path in files.items():
+        if path.suffix == ".dcm":
+            found = verify(path)
+            assert found.ok and (found.added, found.also_added) == ((), ()), name
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_nothing_was_added_to_images(name):
+    for given in ({}, GIVEN):
+        assert verify(written(make(name, **given))).also_added == ()
