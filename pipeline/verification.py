@@ -44,6 +44,7 @@ MAX_SIDE = 2048  # of what the pipeline draws
 _TEXTS = ("PatientName", "StudyDescription", "SeriesDescription", "ImageComments", "DerivationDescription")
 # What a transfer syntax, an archive or another call of ours may change without touching the image.
 _FREE = {"SpecificCharacterSet", "SeriesNumber", "InstanceNumber", "PixelData"}
+_FIXED = ("PixelSpacing", "WindowCenter", "WindowWidth")  # of the group of pixels: what does not depend on them
 _PICTURES = {"PNG": b"\x89PNG\r\n\x1a\n", "JPEG": b"\xff\xd8\xff"}
 # Where there is no recipe to compare with: what every file of ours has.
 _EXPECTED = ("PatientID", "StudyDate", "StudyTime", "StudyID", "SeriesDate", "Manufacturer", "DeviceSerialNumber")
@@ -289,7 +290,7 @@ def _against_reference(dataset: Dataset, reference: Dataset) -> tuple[tuple[str,
         keyword = keyword_for_tag(element.tag)
         if not keyword or keyword in _FREE or element.is_empty:
             continue
-        if element.tag.group == 0x0028 and keyword != "PixelSpacing":  # of pixels and compression, which are blank here
+        if element.tag.group == 0x0028 and keyword not in _FIXED:  # of pixels and compression, which are blank here
             continue
         if element.VR == "SQ":
             if not _items(dataset, keyword):

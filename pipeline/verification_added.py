@@ -23,7 +23,7 @@ _REPEATING = {0x5000: "curve", 0x6000: "overlay"}
 _SHOWN = frozenset((
     "IconImageSequence", "ShutterShape", "ModalityLUTSequence", "VOILUTSequence", "VOILUTFunction",
     "PresentationLUTSequence", "PixelPaddingValue", "PixelPaddingRangeLimit", "PixelDataProviderURL",
-    "FloatPixelData", "DoubleFloatPixelData", "EncapsulatedDocument",
+    "PixelAspectRatio", "FloatPixelData", "DoubleFloatPixelData", "EncapsulatedDocument",
     "RedPaletteColorLookupTableData", "GreenPaletteColorLookupTableData", "BluePaletteColorLookupTableData",
     "AlphaPaletteColorLookupTableData", "SegmentedRedPaletteColorLookupTableData",
     "SegmentedGreenPaletteColorLookupTableData", "SegmentedBluePaletteColorLookupTableData", "ICCProfile",

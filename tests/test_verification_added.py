@@ -80,6 +80,7 @@ SHOWN = {
     "ShutterShape": of("ShutterShape", "RECTANGULAR"),
     "VOILUTSequence": lambda dataset: setattr(dataset, "VOILUTSequence", table()),
     "PixelPaddingValue": lambda dataset: dataset.add_new("PixelPaddingValue", "US", 5),
+    "PixelAspectRatio": of("PixelAspectRatio", [1, 4]),
     "EncapsulatedDocument": of("EncapsulatedDocument", b"%PDF-1.7"),
     "PresentationLUTShape": of("PresentationLUTShape", "INVERSE"),
     "preamble": of("preamble", b"II*\0" + bytes(124)),
@@ -140,6 +141,14 @@ def test_what_archives_add_passes(name, given):
     names = {"RetrieveAETitle", "InstanceAvailability", "StorageMediaFileSetID", "InstanceCreatorUID"}
     assert set(found.also_added) == names | {"OriginalAttributesSequence", "TimezoneOffsetFromUTC"}
     assert verify(written(compress(dataset, "jpegls"))).ok
+
+
+@pytest.mark.parametrize("name", ["brain-mri", "ct-chest", "chest-xray"])
+def test_another_window_is_told_and_passes(name):
+    dataset = make(name)
+    dataset.WindowWidth, dataset.WindowCenter = "7", ["9", "1000"]  # as workstations write what somebody has set
+    found = verify(written(dataset))
+    assert found.ok and found.changed == ("WindowCenter", "WindowWidth")
 
 
 def test_another_character_set_and_syntax_pass():
