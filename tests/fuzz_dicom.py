@@ -1,6 +1,6 @@
 """Coverage-guided fuzzing of what reads strangers' files: `python -m tests.fuzz_dicom DOOR [--seconds 180]`.
 
-Not collected by pytest: it needs `pip install atheris`, which has wheels for Linux alone, and minutes. Doors: image
+Not collected by pytest: it needs `pip install --group fuzz` (Linux alone) and minutes. Doors: image
 (`dicom_input.read_image`), verify (`verification.verify`), recipe (the recipe in a file, checked), adapter
 (`adapter_files.read_adapter`). Only a ValueError of one sentence may come out; anything else, and whatever takes more
 than 30 seconds or 3 GiB, ends the run with another status than 0 and leaves the file in `--keep`.
