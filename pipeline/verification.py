@@ -139,7 +139,7 @@ def _of_picture(picture: Image.Image, key: bytes | None) -> Verification:
         traces=("the watermark",) if recipe is None and watermark == "found" else (),
         wants_signature=key is not None,
         watermark=watermark,
-        added=verification_added.added_to_picture(picture),
+        added=verification_added.added_to_picture(picture) if recipe is not None else (),
     )
 
 
@@ -194,7 +194,7 @@ def _of_dataset(dataset: Dataset, key: bytes | None) -> Verification:
         (_values(dataset, "SOPInstanceUID") or [""])[0],
         key is not None,
         watermark,
-        *verification_added.added_to(dataset, reference if uids == "follow" else None),
+        *(verification_added.added_to(dataset, reference if uids == "follow" else None) if recipe or traces else ()),
     )
 
 

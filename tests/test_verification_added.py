@@ -19,7 +19,7 @@ from pipeline.dicom_profiles import PROFILES
 from pipeline.dicom_provenance import PRIVATE_CREATOR, PRIVATE_GROUP
 
 from .dicom_samples import pixels_of
-from .test_verification import GIVEN, make, written
+from .test_verification import GIVEN, MARKS, make, written
 
 SECRET = "Roe^Jane 4711"
 
@@ -107,6 +107,16 @@ def test_what_is_shown_is_named_of_files_whose_uids_were_changed():
     overlay()(dataset)
     dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = "2.25.1"
     assert verify(written(dataset)).added == ("overlay (group 6000)",)
+
+
+def test_nothing_is_said_of_files_of_others():
+    dataset = make()
+    dataset.remove_private_tags()
+    for keyword in (*MARKS, "Manufacturer"):
+        del dataset[keyword]
+    dataset.file_meta.ImplementationVersionName = "OTHER"
+    overlay()(dataset)
+    assert (verify(written(dataset)).added, verify(written(dataset)).also_added) == ((), ())
 
 
 def test_foreign_private_attributes_are_named_and_pass():
