@@ -308,13 +308,18 @@ def private_text(dataset: Dataset, element: int) -> str | None:
     Raises
     ------
     ValueError
-        If it is longer than any that we write.
+        If it cannot be read, or is longer than any that we write.
     """
+    value, read = None, True
     try:
         # By its tag: in a copied dataset pydicom's block is still that of the old one.
         value = dataset[dataset.private_block(PRIVATE_GROUP, PRIVATE_CREATOR).get_tag(element)].value
     except KeyError:
         return None
+    except Exception:  # hostile elements raise anything when they are first looked at
+        read = False
+    if not read:  # outside the handler, so that what pydicom says of the file is not chained to it
+        raise ValueError("the recipe's elements are damaged and cannot be read")
     if isinstance(value, bytes):  # an archive that does not know the element hands it back as UN
         value = value.decode("ascii", "replace").rstrip("\0 ")
     if len(str(value)) > _LONGEST_TEXT:

@@ -9,6 +9,7 @@ than 30 seconds or 3 GiB, ends the run with another status than 0 and leaves the
 from __future__ import annotations
 
 import argparse
+import hashlib
 import logging
 import os
 import sys
@@ -77,8 +78,15 @@ def main() -> None:
         try:
             door(data)
         except ValueError as error:
-            if "\n" in str(error) or len(str(error)) > LONGEST_MESSAGE:
-                raise AssertionError("not one sentence") from error
+            if "\n" not in str(error) and len(str(error)) <= LONGEST_MESSAGE:
+                return
+            problem: Exception = AssertionError("not one sentence")
+        except Exception as error:
+            problem = error
+        else:
+            return
+        Path(options.keep, f"{options.door}-{hashlib.sha256(data).hexdigest()[:16]}").write_bytes(data)
+        raise problem
 
     own = [f"-max_total_time={options.seconds}", f"-seed={options.seed}", f"-max_len={LONGEST}", "-timeout=30"]
     own += ["-rss_limit_mb=3072", "-print_final_stats=1", "-len_control=0", f"-artifact_prefix={options.keep}/"]
