@@ -178,7 +178,7 @@ def test_elements_that_pydicom_cannot_read_are_refused(old, new, tmp_path, capsy
     path = tmp_path / "file.dcm"
     path.write_bytes(data.replace(old, new))
     if b"\x02" not in old:
-        with pytest.raises(ValueError, match="damaged and cannot be read|cannot be understood"):
+        with pytest.raises(ValueError, match="^the recipe"):
             read_recipe(pydicom.dcmread(path))
         assert main(["replay", str(path), "--out", str(tmp_path)]) == 2
     assert main(["verify", str(path)]) in (1, 2) and not verify_ok(path)
