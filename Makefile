@@ -68,10 +68,12 @@ evaluate-use:
 	$(EVALUATE) utility --size 48 --count 160 --curve 80 $(KEPT) --out $(RESULTS)/utility.json
 	$(EVALUATE) explain $(KEPT) --sheets build/explain --out $(RESULTS)/explain.json
 
-evaluate-trust: $(VENV)/.test ## watermark, burned-in text, hostile files, the server under load
+evaluate-trust: $(VENV)/.test ## watermark, burned-in text, hostile files, kills, replays, the server under load
 	$(EVALUATE) watermark --count 500 --generated 60 $(KEPT) --out $(RESULTS)/watermark.json
 	$(EVALUATE) burned-in --data $(DATA) --out $(RESULTS)/burned-in.json
 	$(EVALUATE) hostile --count 2000 --out $(RESULTS)/hostile.json
+	$(EVALUATE) survive --count 2000 --kills 20 --out $(RESULTS)/survive.json
+	$(EVALUATE) replays --out $(RESULTS)/replays.json
 	$(EVALUATE) load --clients 30 --seconds 600 --out $(RESULTS)/load.json
 
 evaluate-volumes: $(VENV)/.test ## the volume model beside real volumes

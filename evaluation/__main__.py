@@ -183,6 +183,19 @@ def make_parser() -> argparse.ArgumentParser:
     one.add_argument("--keep", type=int, default=600, help="seconds that the server keeps files (default: 600)")
     one.add_argument("--out", required=True, help="JSON to write")
 
+    one = commands.add_parser("survive", parents=[model, seeded], help="a list of prompts, killed over and over")
+    one.add_argument("--count", type=int, default=2000, help="images (default: 2000)")
+    one.add_argument("--kills", type=int, default=20, help="(default: 20)")
+    one.add_argument("--steps", type=int, default=1, help="denoising steps of each image (default: 1)")
+    one.add_argument("--workers", type=int, default=1, help="processes of the run that is killed (default: 1)")
+    one.add_argument("--no-faults", dest="faults", action="store_false", help="leave out full disks and the like")
+    one.add_argument("--out", required=True, help="JSON to write")
+
+    one = commands.add_parser("replays", help="make again what README and cards show, and compare")
+    one.add_argument("--readme", default="README.md", help="(default: %(default)s)")
+    one.add_argument("--no-cards", dest="cards", action="store_false", help="the README alone")
+    one.add_argument("--out", required=True, help="JSON to write")
+
     one = commands.add_parser("report", help="one HTML page of all results in a folder, what failed first")
     one.add_argument("--results", default="evaluation/results", help="folder of JSON files (default: %(default)s)")
     one.add_argument("--out", default="build/report/report.html", help="page to write (default: %(default)s)")
@@ -252,6 +265,14 @@ def measure(what: str, options: dict[str, Any]) -> tuple[dict[str, Any], Path]:
         from .load import load
 
         return load(**options), out
+    if what == "survive":
+        from .survive import survive
+
+        return survive(**options), out
+    if what == "replays":
+        from .replays import replays
+
+        return replays(**options), out
     if what == "watermark":
         from .watermark import watermark
 

@@ -309,8 +309,9 @@ def private_text(dataset: Dataset, element: int) -> str | None:
     Raises
     ------
     ValueError
-        If it is longer than any that we write.
+        If it cannot be read, or is longer than any that we write.
     """
+    value, read = None, True
     try:
         # By its tag: in a copied dataset pydicom's block is still that of the old one.
         tag = dataset.private_block(PRIVATE_GROUP, PRIVATE_CREATOR).get_tag(element)
@@ -320,6 +321,10 @@ def private_text(dataset: Dataset, element: int) -> str | None:
         value = dataset[tag].value if is_text and len(getattr(raw, "value", None) or b"") <= 4 * LONGEST_TEXT else None
     except KeyError:
         return None
+    except Exception:  # hostile elements raise anything when they are first looked at
+        read = False
+    if not read:  # outside the handler, so that what pydicom says of the file is not chained to it
+        raise ValueError("the recipe's elements are damaged and cannot be read")
     if value is None:
         raise ValueError("the recipe is no text, or longer than any that is written here")
     if isinstance(value, bytes):  # an archive that does not know the element hands it back as UN

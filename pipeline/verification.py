@@ -28,6 +28,7 @@ from . import (
     dicom_seal,
     given_values,
     pipeline_watermark,
+    verification_added,
     verification_result,
     volume_dicom,
 )
@@ -44,6 +45,7 @@ MAX_SIDE = 2048  # of what the pipeline draws
 _TEXTS = ("PatientName", "StudyDescription", "SeriesDescription", "ImageComments", "DerivationDescription")
 # What a transfer syntax, an archive or another call of ours may change without touching the image.
 _FREE = {"SpecificCharacterSet", "SeriesNumber", "InstanceNumber", "PixelData"}
+_FIXED = ("PixelSpacing", "WindowCenter", "WindowWidth")  # of the group of pixels: what does not depend on them
 _PICTURES = {"PNG": b"\x89PNG\r\n\x1a\n", "JPEG": b"\xff\xd8\xff"}
 # Where there is no recipe to compare with: what every file of ours has.
 _EXPECTED = ("PatientID", "StudyDate", "StudyTime", "StudyID", "SeriesDate", "Manufacturer", "DeviceSerialNumber")
@@ -146,6 +148,7 @@ def _of_picture(picture: Image.Image, key: bytes | None) -> Verification:
         traces=("the watermark",) if recipe is None and watermark == "found" else (),
         wants_signature=key is not None,
         watermark=watermark,
+        added=verification_added.added_to_picture(picture) if recipe is not None else (),
     )
 
 
@@ -177,6 +180,7 @@ def _of_dataset(dataset: Dataset, key: bytes | None) -> Verification:
     uids, given = "not known", None
     stripped: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
+    reference: Dataset | None = None
     traces = () if recipe is not None else tuple(_traces(dataset))
     if recipe is None and watermark == "found":
         traces += ("the watermark",)
@@ -184,7 +188,9 @@ def _of_dataset(dataset: Dataset, key: bytes | None) -> Verification:
         found = given_values.given_for(dataset, recipe)
         uids = "differ" if found is None else "follow"
         given = None if found is None else tuple(sorted(dicom_patient.given_values(*found)))
-        stripped, changed = _against_reference(dataset, recipe, found or (Patient(), Study()))
+        reference = _reference(dataset, recipe, *(found or (Patient(), Study())))
+        if reference is not None:
+            stripped, changed = _against_reference(dataset, reference)
     elif traces:
         stripped = tuple(name for name in _EXPECTED if not _values(dataset, name))
         stripped += ("the recipe",) if state == "missing" else ()
@@ -205,6 +211,7 @@ def _of_dataset(dataset: Dataset, key: bytes | None) -> Verification:
         (_values(dataset, "SOPInstanceUID") or [""])[0],
         key is not None,
         watermark,
+        *(verification_added.added_to(dataset, reference if uids == "follow" else None) if recipe or traces else ()),
     )
 
 
@@ -293,20 +300,14 @@ def _traces(dataset: Dataset) -> Iterator[str]:
         yield "ImplementationVersionName"
 
 
-def _against_reference(
-    dataset: Dataset, recipe: Recipe, given: tuple[Patient, Study]
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _against_reference(dataset: Dataset, reference: Dataset) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Name what is missing or empty, and what is other, than in the dataset that this version would write."""
-    try:
-        reference = _reference(dataset, recipe, *given)
-    except ValueError:
-        return (), ()
     stripped, changed = [], []
     for element in reference:
         keyword = keyword_for_tag(element.tag)
         if not keyword or keyword in _FREE or element.is_empty:
             continue
-        if element.tag.group == 0x0028 and keyword != "PixelSpacing":  # of pixels and compression, which are blank here
+        if element.tag.group == 0x0028 and keyword not in _FIXED:  # of pixels and compression, which are blank here
             continue
         if element.VR == "SQ":
             if not _items(dataset, keyword):
@@ -318,14 +319,15 @@ def _against_reference(
     return tuple(stripped), tuple(changed)
 
 
-def _reference(dataset: Dataset, recipe: Recipe, patient: Patient, study: Study) -> Dataset:
-    """Make the dataset of blank pixels that this version would write."""
-    if recipe.volume is None:
-        blank = np.zeros((recipe.height, recipe.width), np.float32)
-        return dicom_output.to_dataset(
-            blank, dicom_profiles.PROFILES[recipe.modality], recipe, patient=patient, study=study
-        )
-    part = volume_dicom.part_of(dataset)
-    if part is None:
-        raise ValueError("no part of a volume")
-    return volume_dicom.blank_part(recipe, part, patient, study)
+def _reference(dataset: Dataset, recipe: Recipe, patient: Patient, study: Study) -> Dataset | None:
+    """Make the dataset of blank pixels that this version would write; None where it would write none."""
+    try:
+        if recipe.volume is None:
+            blank = np.zeros((recipe.height, recipe.width), np.float32)
+            return dicom_output.to_dataset(
+                blank, dicom_profiles.PROFILES[recipe.modality], recipe, patient=patient, study=study
+            )
+        part = volume_dicom.part_of(dataset)
+        return None if part is None else volume_dicom.blank_part(recipe, part, patient, study)
+    except ValueError:
+        return None

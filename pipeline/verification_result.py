@@ -43,6 +43,11 @@ class Verification:
         A key was given: without a valid signature the file is not `ok`.
     watermark : {"found", "not found", "not looked for"}
         In the pixels, whatever is left of the header; not looked for in several frames, or where they cannot be read.
+    added : tuple of str
+        What is in none of ours and changes what a viewer shows (an overlay, a lookup table, a second picture): with
+        any, the file is not `ok`.
+    also_added : tuple of str
+        What else is in none of ours, as archives add it; it changes nothing that is shown.
     """
 
     kind: str
@@ -60,6 +65,8 @@ class Verification:
     sop_instance_uid: str = ""
     wants_signature: bool = False
     watermark: str = "not looked for"
+    added: tuple[str, ...] = ()
+    also_added: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -67,6 +74,7 @@ class Verification:
         return (
             self.made_here
             and not self.missing_marks
+            and not self.added
             and self.uids in (("follow",) if self.kind == "DICOM" else ("not known",))
             and self.pixels == "unaltered"
             and self.recipe_state == "unaltered"
@@ -92,6 +100,10 @@ class Verification:
             lines.append(f"taken out: {', '.join(self.stripped)}")
         if self.changed:
             lines.append(f"other than this version writes: {', '.join(self.changed)}")
+        if self.added:
+            lines.append(f"added, and changes what is shown: {', '.join(self.added)}")
+        if self.also_added:
+            lines.append(f"added, and changes nothing that is shown: {', '.join(self.also_added)}")
         return lines
 
     def _watermark_in_words(self) -> str:

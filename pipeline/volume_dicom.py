@@ -110,8 +110,11 @@ def part_of(dataset: Dataset) -> Part | None:
     """Give which part of a volume an object of ours is, by its SOP class and instance number; None for any other."""
     kinds = {str(uid): MULTI_FRAME for uid in ENHANCED.values()}
     kinds |= {str(p.sop_class_uid): SLICES for p in dicom_profiles.PROFILES.values() if p.modality in ENHANCED}
-    kind = (kinds | {str(SegmentationStorage): SEGMENTATION}).get(str(dataset.get("SOPClassUID", "")))
-    number = dataset.get("InstanceNumber")
+    try:
+        kind = (kinds | {str(SegmentationStorage): SEGMENTATION}).get(str(dataset.get("SOPClassUID", "")))
+        number = dataset.get("InstanceNumber")
+    except Exception:  # hostile elements raise anything when they are first looked at
+        return None
     if kind is None or not isinstance(number, int) or number < 1:
         return None
     return kind, int(number) - 1

@@ -164,6 +164,34 @@ def test_broken_recipes_and_digests_are_told_apart_from_good_ones(element, text)
     assert found.recipe_state == ("not readable" if element == 1 else "altered")
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"\x99\0\x10\0LO", b"\x99\0\x10\0UL"),  # 22 bytes: no whole number of four
+        (b"\x99\0\x01\x10UT", b"\x99\0\x01\x10SV"),
+        (b"\x99\0\x02\x10UT", b"\x99\0\x02\x10SV"),
+    ],
+)
+def test_elements_that_pydicom_cannot_read_are_refused(old, new, tmp_path, capsys):
+    data = written(make())
+    assert data.count(old) == 1
+    path = tmp_path / "file.dcm"
+    path.write_bytes(data.replace(old, new))
+    if b"\x02" not in old:
+        with pytest.raises(ValueError, match="^the recipe"):
+            read_recipe(pydicom.dcmread(path))
+        assert main(["replay", str(path), "--out", str(tmp_path)]) == 2
+    assert main(["verify", str(path)]) in (1, 2) and not verify_ok(path)
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def verify_ok(path) -> bool:
+    try:
+        return verify(path).ok
+    except ValueError:
+        return False
+
+
 @pytest.mark.parametrize("value", ["1" + "0" * 400, "NaN", "-Infinity", "1e999", '"7"', "[7]", "null", "true"])
 def test_numbers_that_are_none_are_refused(value):
     dataset = make()
