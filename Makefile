@@ -77,7 +77,7 @@ evaluate-trust: $(VENV)/.test ## watermark, burned-in text, hostile files, kills
 	$(EVALUATE) load --clients 30 --seconds 600 --out $(RESULTS)/load.json
 
 evaluate-volumes: $(VENV)/.test ## the volume model beside real volumes
-	$(EVALUATE) volumes --data $(VOLUMES) --cache $(WORK)/cache --out $(RESULTS)/volumes.json
+	$(EVALUATE) volumes --data $(VOLUMES) --count 120 --seeds 0 1 2 3 4 --cache $(WORK)/cache --out $(RESULTS)/volumes.json
 
 evaluate-adapters: $(VENV)/.test ## the shipped adapters beside the bare base
 	$(EVALUATE) adapters $(KEPT) --out $(RESULTS)/adapters.json

@@ -27,7 +27,8 @@ ROOT = Path(__file__).resolve().parents[1]
 CARDS = Path("hub_cards")
 # What the reader has and this project has not: another adapter, an image of ours, a list.
 STANDS_IN = {"lora/mine": "covid-chest-xray", "ORG/my-adapter": "covid-chest-xray"}
-UPLOAD, LIST = "upload.dcm", "prompts.csv"
+UPLOAD, SERIES, LIST = "upload.dcm", "SERIES", "prompts.csv"
+SOURCES = {UPLOAD: "*/*.dcm", SERIES: "**/enhanced.dcm"}  # and what of the earlier commands stands in for them
 LISTED = "prompt,seed\nblood smear,1\nhead CT,2\n"
 LOCAL = re.compile(r"from_pretrained\(\s*\"pipeline")  # of Python that needs no Hub
 
@@ -107,18 +108,20 @@ def replayed_command(line: str, place: Path, replayer: Replayer, *more: str) -> 
             words = [word.replace(name, other) for word in words]
             stood_in[name] = other
     with contextlib.chdir(place):
-        if UPLOAD in words and not Path(UPLOAD).exists():
-            earlier = sorted(Path().glob("*/*.dcm"))
-            if not earlier:
-                raise ValueError(f"`readme`: nothing is made before the command that needs {UPLOAD}")
-            Path(UPLOAD).write_bytes(earlier[0].read_bytes())
+        for source, pattern in SOURCES.items():
+            if source in words and not Path(source).exists():
+                earlier = sorted(Path().glob(pattern))
+                if not earlier:
+                    raise ValueError(f"`readme`: nothing is made before the command that needs {source}")
+                Path(source).write_bytes(earlier[0].read_bytes())
         before, said = set(_written(place)), io.StringIO()
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
             status = run_command([*words, *more])
     if status != 0:
         raise ValueError(f"`readme`: this does not run: {line}: {said.getvalue().strip()[-300:]}")
     new = [path for path in _written(place) if path not in before]
-    return {"what": line} | ({"stood_in": stood_in} if stood_in else {}) | _replayed(new, place, replayer)
+    images = [place / source for source in SOURCES if source in words]
+    return {"what": line} | ({"stood_in": stood_in} if stood_in else {}) | _replayed(new, replayer, images)
 
 
 def _replayed_python(title: str, code: str, place: Path, replayer: Replayer) -> dict[str, Any]:
@@ -128,16 +131,16 @@ def _replayed_python(title: str, code: str, place: Path, replayer: Replayer) -> 
     if done.returncode != 0:
         raise ValueError(f"`readme`: the Python of {title!r} does not run: {done.stderr.strip()[-300:]}")
     new = [path for path in _written(place) if path not in before]
-    return {"what": f"the Python of {title!r}"} | _replayed(new, place, replayer)
+    images = [path for path in [place / UPLOAD] if path.exists()]
+    return {"what": f"the Python of {title!r}"} | _replayed(new, replayer, images)
 
 
 def _replayed_samples(place: Path, replayer: Replayer) -> dict[str, Any]:
     from hub_cards.build import Project, build
 
     build(Project(), "ORG", place / "hub")
-    return {"what": "samples of cards and data set"} | _replayed(
-        sorted((place / "hub" / ".samples").glob("*.dcm")), place, replayer
-    )
+    samples = sorted((place / "hub" / ".samples").glob("*.dcm"))
+    return {"what": "samples of cards and data set"} | _replayed(samples, replayer)
 
 
 def _written(place: Path) -> list[Path]:
@@ -145,15 +148,15 @@ def _written(place: Path) -> list[Path]:
     return [*sorted(place.glob("*.dcm")), *sorted(p for p in place.glob("out/**/*") if p.suffix in (".dcm", ".zip"))]
 
 
-def _replayed(paths: Sequence[Path], place: Path, replayer: Replayer) -> dict[str, Any]:
+def _replayed(paths: Sequence[Path], replayer: Replayer, images: Sequence[Path] = ()) -> dict[str, Any]:
     files = equal = 0
     differing: dict[str, None] = {}
-    for data in _contents(paths):
-        upload = place / UPLOAD
-        found = replayer.replay(data, place / "again", images=[upload] if upload.exists() else [])
-        files += 1
-        equal += found.equal
-        differing.update(dict.fromkeys(found.differences))
+    with tempfile.TemporaryDirectory(prefix="again-") as again:
+        for data in _contents(paths):
+            found = replayer.replay(data, again, images=images)
+            files += 1
+            equal += found.equal
+            differing.update(dict.fromkeys(found.differences))
     return {"files": files, "equal": equal, "differing": list(differing)[:20]}
 
 

@@ -52,7 +52,7 @@ def _watermark(found: dict[str, Any]) -> list[list[str]]:
             worst = max((rates["missed"] / rates["count"], name) for name, rates in one["attacks"].items())
             told += f"; PSNR {one['psnr']['mean']:.1f} dB, at least {one['psnr']['least']:.1f}"
             told += f"; worst: {worst[1]}, {worst[0]:.1%} missed" if worst[0] else ""
-            rows.append([f"watermark, after each of {len(one['attacks'])} changes", f"{one['count']} {where}", told])
+            rows.append([f"watermark, after {one['looks'] // one['count']} changes", f"{one['count']} {where}", told])
     if "kid" in found:
         kid = found["kid"]
         rows.append(["watermark, cost in KID", f"{kid['marked']['count']} images", f"{kid['cost']:+.4f}"])

@@ -36,7 +36,7 @@ def test_every_command_of_the_readme_replays_equal(tmp_path):
     some = pydicom.dcmread(next((place / "out").glob("*.dcm")))
     some.PixelData = bytes([some.PixelData[0] ^ 1]) + some.PixelData[1:]
     some.save_as(place / "altered.dcm")
-    found = _replayed([place / "altered.dcm"], place, replayer)
+    found = _replayed([place / "altered.dcm"], replayer)
     assert (found["files"], found["equal"]) == (1, 0) and "pixels differ: 1 of" in found["differing"][0]
 
 
