@@ -54,7 +54,7 @@ _TABLES = (
 _BINARY = ("OB", "OW", "OF", "OD", "OL", "OV", "UN")
 _CHARSET_TAGS = (b"\x08\x00\x05\x00", b"\x00\x08\x00\x05")
 _LONG_VRS = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
-_LOUD = ("pydicom", "PIL", "pylibjpeg", "libjpeg", "openjpeg", "rle", "jpeg_ls")
+_LOUD = ("pydicom", "nibabel", "PIL", "pylibjpeg", "libjpeg", "openjpeg", "rle", "jpeg_ls")
 _LOCK = threading.Lock()
 
 
@@ -217,7 +217,10 @@ def sequence_item(dataset: Dataset, keyword: str, index: int = 0) -> Dataset | N
     """Return an item of a sequence if there is one; a sequence made to exhaust the reader is refused."""
     if keyword not in dataset:
         return None
-    raw = dataset.get_item(keyword)
+    try:
+        raw = dataset.get_item(keyword)
+    except Exception:  # within another sequence it is parsed at once
+        return None
     if isinstance(raw, RawDataElement):
         value = bytes(raw.value or b"")
         items = value.count(b"\xfe\xff\x00\xe0") + value.count(b"\xff\xfe\xe0\x00")

@@ -75,22 +75,31 @@ def read_volume(source: str | os.PathLike[str], plane: str = "axial") -> InputVo
     ImageInputError
         With one sentence that says why; it never repeats text or names of the input.
     """
-    path = Path(source)
+    import highdicom  # noqa: F401  these take a second, and are to be silenced with the rest
+    import nibabel  # noqa: F401
+
     with dicom_limits.quiet():
-        if path.is_dir():
-            return _from_folder(path)
-        data = dicom_input.read_file(path)
-        if dicom_limits.looks_like_dicom(data):
-            dataset = dicom_limits.parse_dicom(data, [*dicom_limits.WANTED, *_GEOMETRY])
-            frames = dicom_limits.integer(dataset, "NumberOfFrames", 1)
-            if not 2 <= frames <= dicom_volume.MAX_SIDE:
-                raise ImageInputError(
-                    f"`image` is a DICOM object of {max(frames, 0)} frame(s); a volume has 2 to "
-                    f"{dicom_volume.MAX_SIDE}. Give the folder of a series, or use `generate` for one image."
-                )
-            return _from_slices([(dataset, index) for index in range(frames)])
-        if data[:2] == _GZIP or data[344:348] in _NIFTI:
-            return _from_nifti(path, plane)
+        found: InputVolume = dicom_limits.attempt(
+            lambda: _read(Path(source), plane), "`image`: this cannot be read as a volume."
+        )
+    return found
+
+
+def _read(path: Path, plane: str) -> InputVolume:
+    if path.is_dir():
+        return _from_folder(path)
+    data = dicom_input.read_file(path)
+    if dicom_limits.looks_like_dicom(data):
+        dataset = dicom_limits.parse_dicom(data, [*dicom_limits.WANTED, *_GEOMETRY])
+        frames = dicom_limits.integer(dataset, "NumberOfFrames", 1)
+        if not 2 <= frames <= dicom_volume.MAX_SIDE:
+            raise ImageInputError(
+                f"`image` is a DICOM object of {max(frames, 0)} frame(s); a volume has 2 to {dicom_volume.MAX_SIDE}. "
+                "Give the folder of a series, or use `generate` for one image."
+            )
+        return _from_slices([(dataset, index) for index in range(frames)])
+    if data[:2] == _GZIP or data[344:348] in _NIFTI:
+        return _from_nifti(path, plane)
     raise ImageInputError("`image` is neither a folder with a DICOM series, a multi-frame DICOM object nor NIfTI.")
 
 
@@ -145,7 +154,7 @@ def _from_slices(slices: Sequence[tuple[Dataset, int]], told: tuple[str, ...] = 
         raise ImageInputError("`image` has slices of different orientation, spacing or size.")
     if len(values) < 2:
         raise ImageInputError("`image` is one slice; a volume has at least 2. Use `generate` for one image.")
-    from highdicom import Volume  # takes a second, and only this needs it
+    from highdicom import Volume
     from highdicom.spatial import get_volume_positions
 
     across, down = np.array(orientations[0][:3]), np.array(orientations[0][3:])
@@ -179,7 +188,7 @@ def _from_slices(slices: Sequence[tuple[Dataset, int]], told: tuple[str, ...] = 
 
 
 def _from_nifti(path: Path, plane: str) -> InputVolume:
-    import nibabel  # takes a second, and only this needs it
+    import nibabel
     from highdicom import Volume
 
     def load() -> tuple[tuple[int, ...], Any, np.ndarray]:

@@ -194,3 +194,31 @@ def test_what_is_no_volume_is_refused(tmp_path, make, says):
     with pytest.raises(ImageInputError) as error:
         read_volume(path)
     assert says in str(error.value) and NAME not in str(error.value) and len(str(error.value)) < 250
+
+
+def test_damage_of_any_kind_ends_in_one_sentence(tmp_path, capfd):
+    """Bytes changed by chance, in headers above all: read or refused, and nothing is said besides."""
+    rng = np.random.default_rng(0)
+    volume = made_up(volume_recipe("sagittal CT", **CT))
+    enhanced = write_volumes([volume], tmp_path, Wanted(enhanced=True))[-1].read_bytes()
+    whole = {"slices.dcm": enhanced, "volume.nii": gzip.decompress(_nifti(tmp_path / "n", (3, 2, 2)).read_bytes())}
+    outcomes = set()
+    for number in range(300):
+        name, data = list(whole.items())[number % 2]
+        spoilt = bytearray(data)
+        for place in rng.integers(0, min(len(data), 40_000), rng.integers(1, 17)):
+            spoilt[place] = rng.choice([0, 255, 128, rng.integers(256)])
+        path = tmp_path / name
+        path.write_bytes(bytes(spoilt[: rng.integers(1, len(data))] if number % 7 == 0 else spoilt))
+        try:
+            read_volume(path)
+            outcomes.add("read")
+        except ImageInputError as error:
+            outcomes.add("refused")
+            assert len(str(error)) < 250
+    # One that pydicom cannot parse, deep in the sequences of frames.
+    path = tmp_path / "slices.dcm"
+    path.write_bytes(enhanced.replace(b"\x20\x00\x13\x91SQ", b"\x20\x00\x13\x91S\0"))
+    with pytest.raises(ImageInputError):
+        read_volume(path)
+    assert outcomes == {"read", "refused"} and capfd.readouterr() == ("", "")
