@@ -73,8 +73,8 @@ def run_volume(options: argparse.Namespace, patient: Any, study: Any, key: bytes
         if options.model is None:
             raise ValueError("no volume model is here; give the folder or Hub id of one with `--model`")
         raise ValueError(f"`--model` is {options.model!r}, which holds no volume model")
-    needed = ((options.seg, "--seg", "highdicom"), (options.nifti, "--nifti", "nibabel"))
-    needed += ((options.image, "--image", "highdicom"), (options.image, "--image", "nibabel"))
+    needed = [(options.seg, "--seg", "highdicom"), (options.nifti, "--nifti", "nibabel")]
+    needed += [(options.image is not None, "--image", package) for package in ("highdicom", "nibabel")]
     for wanted, option, package in needed:
         if wanted and importlib.util.find_spec(package) is None:
             raise ValueError(f"`{option}` needs the Python package {package}, which is not installed")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import warnings
 from pathlib import Path
@@ -159,6 +160,14 @@ def test_bad_input_is_one_line_and_leaves_nothing(tiny_folder, source, tmp_path,
 def test_options_of_images_need_one(tmp_path, capsys, option):
     assert main(["volume", "T1 MRI of the hippocampus", *option, "--out", str(tmp_path / "out")]) == 2
     assert "needs `--image`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("package", ["highdicom", "nibabel"])
+def test_a_missing_package_is_named_before_any_work(tiny_folder, source, tmp_path, capsys, monkeypatch, package):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else found(name))
+    assert run(tiny_folder, tmp_path / "out", "--image", str(source)) == 2
+    assert f"`--image` needs the Python package {package}" in capsys.readouterr().err
 
 
 def test_text_in_many_slices_is_warned_of_once(tiny, source):
