@@ -17,6 +17,7 @@ def trust_table(results: Path) -> list[str]:
         ("burned-in", _burned_in),
         ("hostile", _hostile),
         ("survive", _survive),
+        ("replays", _replays),
         ("load", _load),
     ):
         if (path := results / f"{name}.json").is_file():
@@ -74,7 +75,24 @@ def _hostile(found: dict[str, Any]) -> list[list[str]]:
 
 
 def _survive(found: dict[str, Any]) -> list[list[str]]:
-    return [["to be written", "", str(found)]]
+    killed, memory = found["killed"], found["memory"]
+    told = f"{killed['whole']:,} whole, {killed['lost']} lost, {killed['doubled']} doubled, "
+    told += f"{len(killed['half_written'])} half-written; {found['differing']} files other than in a run in peace"
+    rows = [["a list under SIGKILL", f"{found['count']:,} images, {found['killed_in_time']} kills", told]]
+    if memory["growth_mib"] is not None:
+        peak = max(each["peak"] for each in memory["mib_at_images"].values() if each["peak"] is not None)
+        grown = f"{memory['growth_mib']:+.1f} MiB from a tenth of the run to its end; peak {peak:.0f} MiB"
+        rows.append(["memory along a list", f"{found['count']:,} images", grown])
+    for name, fault in found["faults"].items():
+        told = (
+            f"skipped: {fault['skipped']}" if "skipped" in fault else "as promised" if fault["survived"] else "not so"
+        )
+        rows.append(["a list of prompts", name, told])
+    return rows
+
+
+def _replays(found: dict[str, Any]) -> list[list[str]]:
+    return [["replay of all that README and cards show", f"{found['files']} files", f"{found['equal']} equal"]]
 
 
 def _load(found: dict[str, Any]) -> list[list[str]]:
