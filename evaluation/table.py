@@ -64,8 +64,9 @@ def results_table(results: Path, training: Path) -> str:
         ("volumes", volumes_table),
         ("stacks", stacks_table),
     ):
-        if (path := results / f"{name}.json").is_file():
-            lines += ["", *lines_of(_read(path))]
+        for number, path in enumerate(sorted(results.glob(f"{name}*.json"))):  # one table of all of a kind
+            table = lines_of(_read(path))
+            lines += table[2:] if number else ["", *table]
     if trust := trust_table(results):
         lines += ["", *trust]
     return "\n".join(lines)
