@@ -18,8 +18,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from . import batch_maker, volume_command
 from . import commands as more_commands
-from . import volume_command
 from .adapter_names import parse_adapter, shipped_adapters
 from .dicom_burned_in import BurnedInTextWarning
 from .dicom_files import write_files
@@ -130,17 +130,8 @@ def generate(options: argparse.Namespace) -> list[Path]:
     if options.modality is not None or not adapters:  # else the adapter may say what the prompt does not
         choose_profile(options.prompt, options.modality)
     # torch takes seconds to import: only after the options have been found good
-    from .pipeline import SyntheticDicomPipeline, best_device
-
     more_commands.quieten()
-    pipe = SyntheticDicomPipeline.from_pretrained(options.model or Path(__file__).parent)
-    try:
-        pipe.to(options.device or best_device())
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"`--device` is {options.device!r}, which cannot be used here") from error
-    names = [pipe.load_lora_weights(source) for source, _ in adapters]
-    if names:
-        pipe.set_adapters(names, [weight for _, weight in adapters])
+    pipe = batch_maker.load_pipeline(options.model or Path(__file__).parent, options.device, adapters)
     pipe.set_progress_bar_config(disable=not sys.stderr.isatty())
     output = pipe(
         options.prompt,

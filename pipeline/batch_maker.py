@@ -48,19 +48,13 @@ class Maker:
     def __init__(self, settings: Settings) -> None:
         import torch
 
-        from . import pipeline as pipeline_module
-
         torch.set_num_threads(1)
         self.settings = settings
         try:
-            self._pipe: Any = pipeline_module.SyntheticDicomPipeline.from_pretrained(settings.model)
+            self._pipe = load_pipeline(settings.model, settings.device)
         except OSError as error:
             raise ValueError(f"`--model` cannot be loaded: {error}") from error
         self._pipe.set_progress_bar_config(disable=True)
-        try:
-            self._pipe.to(settings.device or pipeline_module.best_device())
-        except (RuntimeError, AssertionError) as error:
-            raise ValueError(f"`--device` is {settings.device!r}, which cannot be used here") from error
         self._adapter: str | None = None
         self._staging = settings.out / STAGING / f"{platform.node()}-{os.getpid()}"  # there may be several machines
 
@@ -192,6 +186,29 @@ def writing(state: Callable[[], str] | None = None) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             why = "is on a disk that is full"
         raise OutputError(f"`--out` {why}{state() if state else ''}") from error
+
+
+def load_pipeline(
+    model: str | os.PathLike[str], device: str | None = None, adapters: Sequence[tuple[str, float]] = ()
+) -> Any:
+    """Load the pipeline of images onto a device, by default the best there is, with adapters at their weights.
+
+    Raises
+    ------
+    ValueError
+        The device cannot be used, or an adapter is none.
+    """
+    from . import pipeline as pipeline_module
+
+    pipe = pipeline_module.SyntheticDicomPipeline.from_pretrained(model)
+    try:
+        pipe.to(device or pipeline_module.best_device())
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"`--device` is {device!r}, which cannot be used here") from error
+    names = [pipe.load_lora_weights(source) for source, _ in adapters]
+    if names:
+        pipe.set_adapters(names, [weight for _, weight in adapters])
+    return pipe
 
 
 def quieten() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -215,31 +216,24 @@ class Replayer:
         if recipe.volume is not None:
             return self._replay_part(dataset, recipe, out, images, patient, study)
         image = self._input(recipe, images, frame)
-        pipe = self._model(recipe)
-        called = pipe.model_name
-        self._use_adapters(pipe, recipe)
-        try:
-            pipe.register_to_config(model_name=recipe.model)  # by its hash it is that one, whatever it is called here
-            with volume_replaying.threads_of(recipe):
-                output = pipe(
-                    recipe.prompt,
-                    image,
-                    1.0 if recipe.strength is None else recipe.strength,
-                    modality=recipe.modality,
-                    seed=recipe.seed,
-                    negative_prompt=recipe.negative_prompt,
-                    num_inference_steps=recipe.num_inference_steps,
-                    guidance_scale=recipe.guidance_scale,
-                    height=recipe.height,
-                    width=recipe.width,
-                    frame=frame if image is not None else None,
-                    watermark=recipe.watermark is not None,
-                    patient=patient,
-                    study=study,
-                )
-                made, again = output.dicoms[0], output.recipes[0]
-        finally:
-            pipe.register_to_config(model_name=called)
+        with self._as_then(recipe) as pipe:
+            output = pipe(
+                recipe.prompt,
+                image,
+                1.0 if recipe.strength is None else recipe.strength,
+                modality=recipe.modality,
+                seed=recipe.seed,
+                negative_prompt=recipe.negative_prompt,
+                num_inference_steps=recipe.num_inference_steps,
+                guidance_scale=recipe.guidance_scale,
+                height=recipe.height,
+                width=recipe.width,
+                frame=frame if image is not None else None,
+                watermark=recipe.watermark is not None,
+                patient=patient,
+                study=study,
+            )
+            made, again = output.dicoms[0], output.recipes[0]
         if dataset is not None:
             before, after = _stored(dataset), made.pixel_array
         else:
@@ -277,23 +271,29 @@ class Replayer:
         if source is None:
             given = "`--image` is not the volume that this one was made of: their hashes differ"
             raise CannotReplay(given if images else "the volume was made of another one; give that with `--image`")
+        with self._as_then(recipe) as pipe:
+            return volume_image.image_to_image(
+                pipe,
+                recipe.prompt,
+                source,
+                recipe.strength,
+                seed=recipe.seed,
+                modality=recipe.modality,
+                negative_prompt=recipe.negative_prompt,
+                num_inference_steps=recipe.num_inference_steps,
+                guidance_scale=recipe.guidance_scale,
+            )
+
+    @contextmanager
+    def _as_then(self, recipe: Recipe) -> Iterator[Any]:
+        """Give the model of a recipe with its adapters, under the name and with the threads that it had."""
         pipe = self._model(recipe)
         called = pipe.model_name
         self._use_adapters(pipe, recipe)
         try:
-            pipe.register_to_config(model_name=recipe.model)
+            pipe.register_to_config(model_name=recipe.model)  # by its hash it is that one, whatever it is called here
             with volume_replaying.threads_of(recipe):
-                return volume_image.image_to_image(
-                    pipe,
-                    recipe.prompt,
-                    source,
-                    recipe.strength,
-                    seed=recipe.seed,
-                    modality=recipe.modality,
-                    negative_prompt=recipe.negative_prompt,
-                    num_inference_steps=recipe.num_inference_steps,
-                    guidance_scale=recipe.guidance_scale,
-                )
+                yield pipe
         finally:
             pipe.register_to_config(model_name=called)
 

@@ -128,20 +128,13 @@ def _from_model(options: argparse.Namespace, covariates: dict[str, float], seeds
 
 
 def _from_image(options: argparse.Namespace, seeds: range) -> list[Any]:
-    from . import adapter_names, dicom_prompt, pipeline, volume_image, volume_input
+    from . import adapter_names, dicom_prompt, volume_image, volume_input
 
     adapters = [adapter_names.parse_adapter(text) for text in options.adapter]
     source = volume_input.read_volume(options.image, dicom_prompt.parse_prompt(options.prompt).plane or "axial")
     for warning in source.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    pipe = pipeline.SyntheticDicomPipeline.from_pretrained(options.model or Path(__file__).parent)
-    try:
-        pipe.to(options.device or pipeline.best_device())
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"`--device` is {options.device!r}, which cannot be used here") from error
-    names = [pipe.load_lora_weights(place) for place, _ in adapters]
-    if names:
-        pipe.set_adapters(names, [weight for _, weight in adapters])
+    pipe = batch_maker.load_pipeline(options.model or Path(__file__).parent, options.device, adapters)
     return [
         volume_image.image_to_image(
             pipe,
