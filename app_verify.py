@@ -7,68 +7,12 @@ sentence, and nobody else anything.
 from __future__ import annotations
 
 import html
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from app_parts import sentence, toasts
-
-MAX_SECONDS, MAX_WORK, MAX_MEMORY = 120, 30, 3 * 2**30
-_ROOT = Path(__file__).resolve().parent
-_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "LANG", "LC_ALL")
-_CHILD = """
-import json, sys
-sys.path[:] = sys.argv[3:]
-try:
-    import resource
-    for what, most in (("AS", int(sys.argv[2])), ("FSIZE", 0), ("CORE", 0), ("CPU", int(sys.argv[1]))):
-        try:
-            resource.setrlimit(getattr(resource, "RLIMIT_" + what), (most, most))
-        except (ValueError, OSError):
-            pass
-except ImportError:
-    pass
-from pipeline.verification import verify
-try:
-    found = verify(sys.stdin.buffer.read())
-except ValueError as error:
-    answer = {"error": str(error)}
-else:
-    answer = {"ok": found.ok, "lines": found.in_words(), "kind": found.kind, "watermark": found.watermark == "found"}
-    answer["made_here"] = found.made_here
-print(json.dumps(answer))
-"""
-_BAD = "the file cannot be read within the time and memory allowed; it may be damaged"
-
-
-def verify_guarded(path: str, *, seconds: float = MAX_SECONDS, memory: int = MAX_MEMORY) -> dict[str, Any]:
-    """Verify a file in a child process: `ok`, `lines`, `kind`, `watermark` and `made_here` of what was found.
-
-    Raises
-    ------
-    ValueError
-        In one sentence that repeats nothing of the file, also where the child crashed or was ended.
-    """
-    command = [sys.executable, "-P", "-c", _CHILD, str(MAX_WORK), str(memory), str(_ROOT)]
-    command += [os.path.abspath(place) for place in sys.path if place]
-    environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-    environment |= {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
-    try:
-        with open(path, "rb") as file:
-            done = subprocess.run(
-                command, stdin=file, capture_output=True, timeout=seconds, env=environment, cwd=_ROOT, check=True
-            )
-        answer = json.loads(done.stdout)
-    except (OSError, subprocess.SubprocessError, ValueError):
-        raise ValueError(_BAD) from None
-    if "error" in answer:
-        raise ValueError(str(answer["error"])[:400])
-    return answer
+from pipeline.verification import verify_guarded
 
 
 def verdict(found: dict[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +14,7 @@ from lora.base_data import load_images
 from .features import extract_features
 from .fidelity import MINIMUM_COUNT, kernel_distance
 from .images import MODALITIES, SIZE, count_by, generate, load_pipeline, real_rows, spread
+from .report import read_json
 
 
 def curve(
@@ -56,7 +56,7 @@ def curve(
         record = Path(model) / "training.json"
         if not record.is_file():
             raise ValueError(f"`models` has {Path(model).name!r}: it holds no training.json")
-        hours[model] = json.loads(record.read_text(encoding="utf-8"))["seconds"] / 3600
+        hours[model] = read_json(record)["seconds"] / 3600
     kept = Path(cache) if cache else None
     real, prompts = {}, {}
     for modality in modalities:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from .images import MODALITIES
+from .report import read_json
 
-JUDGED = {"brain-tumour": "classes", "blood-cell": "classes", "modality": "modality"}
+JUDGED = ("brain-tumour", "blood-cell", "modality")
 
 
 def headline(results: Path) -> dict[str, Any]:
@@ -23,14 +23,14 @@ def headline(results: Path) -> dict[str, Any]:
     """
     kid, models = {}, set()
     for modality in MODALITIES:
-        found = _read(results / f"fidelity-{modality}.json")
+        found = read_json(results / f"fidelity-{modality}.json")
         kid[modality] = {key: found["synthetic"][key] for key in ("kid", "low", "high", "count")}
         models.add(found["settings"]["model_sha256"])
-    recognised = {}
-    for task, file in JUDGED.items():
-        found = _read(results / f"classify-{file}.json")["tasks"][task]
-        recognised[task] = {key: found["generated"][key] for key in ("accuracy", "count")}
-        models.add(found["settings"]["model_sha256"])
+    judged = read_json(results / "faithfulness.json")
+    models.add(judged["settings"]["model_sha256"])
+    recognised = {
+        task: {key: judged["tasks"][task]["generated"][key] for key in ("accuracy", "count")} for task in JUDGED
+    }
     if len(models) != 1:
         raise ValueError(
             f"`results` is {str(results)!r}: its files are of {len(models)} models; measure them all again"
@@ -52,7 +52,7 @@ def add_to_history(label: str, results: Path, path: Path) -> dict[str, Any]:
     """
     if not label.strip() or "|" in label or "\n" in label:
         raise ValueError(f"`label` is {label!r}: allowed are words in one line, without '|'")
-    rounds = _read(path)["rounds"] if path.is_file() else []
+    rounds = read_json(path)["rounds"] if path.is_file() else []
     found = {"label": label, **headline(results)}
     places = [place for place, one in enumerate(rounds) if one["label"] == label]
     if places:
@@ -74,7 +74,3 @@ def history_table(found: dict[str, Any]) -> list[str]:
         cells += [f"{one['recognised'][t]['accuracy']:.1%}" for t in tasks]
         lines.append(f"| {' | '.join([one['label'], *cells])} |")
     return lines
-
-
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))

@@ -54,6 +54,11 @@ def _without_cache(words: list[str]) -> list[str]:
     return [w for i, w in enumerate(words) if not w.startswith("--cache") and words[i - 1 : i] != ["--cache"]]
 
 
+def read_json(path: Path) -> Any:
+    """Read what `write_json` wrote."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def processor_name() -> str:
     """Name the processor in words, as far as the system tells."""
     table = Path("/proc/cpuinfo")

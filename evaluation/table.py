@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from .history import history_table
 from .images import MODALITIES
+from .report import read_json
 from .table_trust import stacks_table, trust_table
 
 BEGIN, END = "<!-- results: written by `python -m evaluation table` -->", "<!-- end of results -->"
@@ -23,20 +23,11 @@ def results_table(results: Path, training: Path) -> str:
     """
     lines = ["| modality | images | KID | floor | blur sigma 1 | blur sigma 2 |", "|---|---|---|---|---|---|"]
     for modality in MODALITIES:
-        found = _read(results / f"fidelity-{modality}.json")
+        found = read_json(results / f"fidelity-{modality}.json")
         kinds = [_kid(found[kind]) for kind in ("synthetic", "floor", "blur_sigma_1", "blur_sigma_2")]
         lines.append(f"| {modality} | {found['counts']['synthetic']} | {' | '.join(kinds)} |")
-    lines += [
-        "",
-        "| judge, trained on real images only | unseen real images | generated | chance |",
-        "|---|---|---|---|",
-    ]
-    judged = {name: _read(results / f"classify-{name}.json") for name in ("modality", "classes")}
-    for task, found in (pair for result in judged.values() for pair in result["tasks"].items()):
-        real, made = found["real_val"], found["generated"]
-        asked = f"{made['accuracy']:.1%} of {made['count']}"
-        lines.append(f"| {task} | {real['accuracy']:.1%} | {asked} | {made['chance']:.1%} |")
-    speed, record = _read(results / "speed.json"), _read(training)
+    lines += ["", *faithfulness_table(read_json(results / "faithfulness.json"))]
+    speed, record = read_json(results / "speed.json"), read_json(training)
     first = next(row for row in speed["generation"] if row["batch"] == 1)
     seconds, machine, psnr = first["seconds_an_image"], speed["machine"], record["autoencoder_psnr_val"]
     decibels = ", ".join(f"{m} {psnr[m]['autoencoder_db']} ({psnr[m]['pca_db']})" for m in MODALITIES)
@@ -52,20 +43,19 @@ def results_table(results: Path, training: Path) -> str:
     ]
     if (path := results / "curve.json").is_file():
         lines += ["", f"| hours of training | {' | '.join(f'KID {m}' for m in MODALITIES)} |", "|---|---|---|---|---|"]
-        for point in _read(path)["points"]:
+        for point in read_json(path)["points"]:
             kids = " | ".join(f"{point['kid'][m]['kid']:.3f}" for m in MODALITIES)
             lines.append(f"| {point['hours']:.2f} | {kids} |")
     if (path := results / "history.json").is_file():
-        lines += ["", *history_table(_read(path))]
+        lines += ["", *history_table(read_json(path))]
     for name, lines_of in (
         ("adapters", adapters_table),
         ("utility", utility_table),
-        ("faithfulness", faithfulness_table),
         ("volumes", volumes_table),
         ("stacks", stacks_table),
     ):
         for number, path in enumerate(sorted(results.glob(f"{name}*.json"))):  # one table of all of a kind
-            table = lines_of(_read(path))
+            table = lines_of(read_json(path))
             lines += table[2:] if number else ["", *table]
     if trust := trust_table(results):
         lines += ["", *trust]
@@ -103,11 +93,13 @@ def utility_table(found: dict[str, Any]) -> list[str]:
 
 
 def faithfulness_table(found: dict[str, Any]) -> list[str]:
-    """Lines of the table of what was asked for and shown, beside the judge's own accuracy on real images."""
-    lines = ["| asked for | shown | real images |", "|---|---|---|"]
+    """Lines of the table of what was asked for and shown, beside the accuracy on real images of the same judge."""
+    lines = ["| asked for | shown, says a judge trained on real images | unseen real images | chance |"]
+    lines.append("|---|---|---|---|")
     for task, one in found["tasks"].items():
         made, real = one["generated"], one["real_val"]
-        lines.append(f"| {task} | {made['accuracy']:.1%} of {made['count']} | {real['accuracy']:.1%} |")
+        shown = f"{made['accuracy']:.1%} of {made['count']}"
+        lines.append(f"| {task} | {shown} | {real['accuracy']:.1%} | {made['chance']:.1%} |")
     return lines
 
 
@@ -133,10 +125,6 @@ def with_table(readme: str, table: str) -> str:
         raise ValueError("`readme` lacks the marks between which the results stand")
     before, _, rest = readme.partition(BEGIN)
     return f"{before}{BEGIN}\n\n{table}\n\n{END}{rest.partition(END)[2]}"
-
-
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _recognised(found: dict[str, Any]) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from .report import read_json
 
 HEAD = ["| put to the test | with | found |", "|---|---|---|"]
 
@@ -21,7 +22,7 @@ def trust_table(results: Path) -> list[str]:
         ("load", _load),
     ):
         if (path := results / f"{name}.json").is_file():
-            lines += [f"| {' | '.join(cells)} |" for cells in lines_of(json.loads(path.read_text(encoding="utf-8")))]
+            lines += [f"| {' | '.join(cells)} |" for cells in lines_of(read_json(path))]
     return [*HEAD, *lines] if lines else []
 
 

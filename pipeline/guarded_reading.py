@@ -1,8 +1,6 @@
 """Read a file of a stranger in a process of its own, under limits on memory, time and bytes: for servers.
 
-Decoders are C code, and a file can be made to crash them or to keep them busy. Here that ends the child alone: its
-owner gets one sentence, and nobody else anything. The child writes no file, has none of the environment's secrets, and
-what it sends back is checked like any other input.
+`guarded_child` runs the process; here is what it is asked, and that nothing it answers is believed unseen.
 """
 
 from __future__ import annotations
@@ -10,28 +8,19 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
-import threading
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from . import dicom_burned_in, dicom_input, dicom_limits
+from . import dicom_burned_in, dicom_input, dicom_limits, guarded_child
 
 ImageInputError = dicom_limits.ImageInputError
 InputImage = dicom_input.InputImage
 
-MAX_SECONDS = 120.0  # from start to answer, on a machine that has other things to do
-MAX_WORK = 30  # seconds of a processor; one is usual
-MAX_MEMORY = 3 * 2**30  # address space: an image of all the pixels allowed fits
-_LONGEST_ANSWER = dicom_limits.MAX_PIXELS * 3 * 4 + 2**20
-_PACKAGE = Path(__file__).resolve().parent
-_START = "import sys; sys.path[:] = sys.argv[3:]; from {0}.guarded_reading import answer; answer(*sys.argv[1:3])"
-# What Python and its libraries need to start; tokens and keys stay behind.
-_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "LANG", "LC_ALL", "TMPDIR", "TEMP")
+MAX_SECONDS, MAX_MEMORY = guarded_child.MAX_SECONDS, guarded_child.MAX_MEMORY
+_LONGEST = dicom_limits.MAX_PIXELS * 3 * 4 + 2**20
+_DAMAGED = "`image` cannot be read; it may be damaged."
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -84,54 +73,16 @@ def read_guarded(
     if frame is not None:
         dicom_limits.chosen_frame(frame, dicom_limits.MAX_FRAMES, 1)
     dicom_input.check_file(path)
-    command = [sys.executable, "-P", "-c", _START.format(_PACKAGE.name), str(frame or 0), str(memory)]
-    # The parent's own places of modules, made absolute: the child must find the same ones, wherever it is started.
-    command += [str(_PACKAGE.parent), *(os.path.abspath(place) for place in sys.path if place)]
-    environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-    environment |= {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
-    returned, data = _asked(command, path, environment, seconds)
-    if returned is None:
-        raise ImageInputError(f"`image` takes longer than the {seconds:g} seconds allowed to read.")
-    if returned:
-        raise ImageInputError("`image` cannot be read within the memory and time allowed; the file may be damaged.")
+    data = guarded_child.ask_child(
+        "guarded_reading.answer", frame or 0, path, named="image", seconds=seconds, memory=memory, longest=_LONGEST
+    )
     return _understood(data)
-
-
-def _asked(
-    command: list[str], path: str | os.PathLike[str], environment: dict[str, str], seconds: float
-) -> tuple[int | None, bytes]:
-    """Run the child; gives its exit status, None if it was ended for being late, and what it wrote."""
-    missing = "`image` is a path at which there is no file that can be opened."
-    late = threading.Event()
-    with (
-        dicom_limits.attempt(lambda: open(path, "rb"), missing) as file,
-        subprocess.Popen(
-            command, stdin=file, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, cwd=_PACKAGE.parent
-        ) as child,
-    ):
-
-        def end() -> None:
-            late.set()
-            child.kill()
-
-        timer = threading.Timer(seconds, end)
-        timer.start()
-        try:
-            assert child.stdout is not None
-            data = child.stdout.read(_LONGEST_ANSWER)
-            if len(data) == _LONGEST_ANSWER:
-                child.kill()
-            status = child.wait()
-        finally:
-            timer.cancel()
-            child.kill()  # where this was broken off; else it has ended already
-    return (None if late.is_set() else status), data
 
 
 def _understood(data: bytes) -> GuardedImage:
     """Take the child's answer apart, believing nothing of it."""
     head, _, body = data.partition(b"\n")
-    found = dicom_limits.attempt(lambda: _parts(json.loads(head), body), "`image` cannot be read; it may be damaged.")
+    found = dicom_limits.attempt(lambda: _parts(json.loads(head), body), _DAMAGED)
     if isinstance(found, str):
         raise ImageInputError(found)
     return found
@@ -153,45 +104,16 @@ def _parts(head: dict[str, Any], body: bytes) -> GuardedImage | str:
     return GuardedImage(InputImage(pixels, modality, spacing, head["sha256"], bool(head["says"])), boxes)
 
 
-def answer(frame: str, memory: str) -> None:
-    """Be the child: read standard input, write the answer to standard output."""
-    _limit(int(memory))
-    head, body = _read(sys.stdin.buffer, int(frame) or None)
-    sys.stdout.buffer.write(json.dumps(head).encode() + b"\n")
-    sys.stdout.buffer.write(body)
-    sys.stdout.buffer.flush()
-    os._exit(0)  # at once: what a damaged file may have left behind in a decoder is not tidied up
-
-
-def _limit(memory: int) -> None:
-    try:
-        import resource
-    except ImportError:  # Windows: the time alone is held
-        return
-    for what, most in (
-        (resource.RLIMIT_AS, memory),
-        (resource.RLIMIT_FSIZE, 0),  # no file may be written
-        (resource.RLIMIT_CORE, 0),  # and no memory dumped after a crash: it holds the image
-        (resource.RLIMIT_CPU, MAX_WORK),
-    ):
-        hard = resource.getrlimit(what)[1]
-        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        try:
-            resource.setrlimit(what, (most, most))
-        except (ValueError, OSError):  # macOS knows no limit on address space
-            continue
-
-
-def _read(stream: BinaryIO, frame: int | None) -> tuple[dict[str, Any], bytes]:
-    """Read an image; gives what stands in the answer's first line, and the pixels."""
+def answer(stream: BinaryIO, frame: int) -> bytes:
+    """In the child: a line that says what was read (no frame is 0), and the pixels."""
     try:
         data = dicom_input.read_stream(stream)
-        image = dicom_input.read_image(data, frame=frame)
+        image = dicom_input.read_image(data, frame=frame or None)
         text = dicom_burned_in.find_text(image.pixels)
     except ImageInputError as error:
-        return {"error": str(error)}, b""
+        return json.dumps({"error": str(error)}).encode()
     except Exception:  # hostile files raise anything
-        return {"error": "`image` cannot be read; it may be damaged."}, b""
+        return json.dumps({"error": _DAMAGED}).encode()
     head: dict[str, Any] = {"shape": image.pixels.shape, "modality": image.modality, "spacing": image.pixel_spacing}
     head |= {"sha256": image.sha256, "text": [region.box for region in text], "says": image.burned_in_annotation}
-    return head, np.ascontiguousarray(image.pixels, "<f4").tobytes()
+    return json.dumps(head).encode() + b"\n" + np.ascontiguousarray(image.pixels, "<f4").tobytes()

@@ -22,10 +22,10 @@ from . import adapter_names, pipeline_memorisation
 # What the folder is as a package and a command; the pipeline itself does not need it.
 COMMAND_FILES = (
     *("__init__.py", "__main__.py", "batch.py", "batch_csv.py", "batch_maker.py", "batch_ray.py", "commands.py"),
-    *("given_values.py", "guarded_reading.py", "replaying.py", "verification.py", "verification_added.py"),
-    *("verification_result.py", "volume_command.py", "volume_dicom.py", "volume_files.py", "volume_image.py"),
-    *("volume_input.py", "volume_models.py", "volume_nifti.py"),
-    *("volume_pictures.py", "volume_replaying.py", "volume_segmentation.py"),
+    *("given_values.py", "guarded_child.py", "guarded_reading.py", "replaying.py", "verification.py"),
+    *("verification_added.py", "verification_result.py", "volume_command.py", "volume_dicom.py", "volume_files.py"),
+    *("volume_image.py", "volume_input.py", "volume_models.py", "volume_nifti.py", "volume_pictures.py"),
+    *("volume_replaying.py", "volume_segmentation.py"),
 )
 
 _CARD = """

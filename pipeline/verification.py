@@ -7,10 +7,11 @@ never their values: not a patient's name, number or date.
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -27,6 +28,7 @@ from . import (
     dicom_provenance,
     dicom_seal,
     given_values,
+    guarded_child,
     pipeline_watermark,
     verification_added,
     verification_result,
@@ -74,6 +76,47 @@ def verify(source: str | os.PathLike[str] | bytes | Dataset, *, key: bytes | Non
             return _of_picture(picture, key)
         assert dataset is not None
         return dicom_limits.attempt(lambda: _of_dataset(dataset, key), "the DICOM header is damaged and cannot be read")
+
+
+def verify_guarded(
+    path: str | os.PathLike[str],
+    *,
+    seconds: float = guarded_child.MAX_SECONDS,
+    memory: int = guarded_child.MAX_MEMORY,
+) -> dict[str, Any]:
+    """Verify a file in a child process.
+
+    Parameters
+    ----------
+    path, seconds, memory
+        As of `guarded_reading.read_guarded`.
+
+    Returns
+    -------
+    dict
+        `ok`, `lines` (what was found, in words), `kind`, `watermark` (whether it was found) and `made_here`.
+
+    Raises
+    ------
+    ValueError
+        In one sentence that repeats nothing of the file, also where the child crashed or was ended.
+    """
+    data = guarded_child.ask_child("verification.answer", 0, path, named="file", seconds=seconds, memory=memory)
+    damaged = "`file` cannot be read; it may be damaged"
+    found: dict[str, Any] = dicom_limits.attempt(lambda: dict(json.loads(data)), damaged)
+    if "error" in found:
+        raise ValueError(str(found["error"])[:400])
+    return found
+
+
+def answer(stream: BinaryIO, _: int) -> bytes:
+    """In the child of `verify_guarded`: what was found, as JSON."""
+    try:
+        found = verify(dicom_input.read_stream(stream))
+    except ValueError as error:
+        return json.dumps({"error": str(error)}).encode()
+    said = {"ok": found.ok, "lines": found.in_words(), "kind": found.kind, "watermark": found.watermark == "found"}
+    return json.dumps(said | {"made_here": found.made_here}).encode()
 
 
 def read(source: Any) -> tuple[Dataset | None, Image.Image | None]:

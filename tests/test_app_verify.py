@@ -67,7 +67,8 @@ def test_a_bad_file_is_a_sentence(data, tmp_path):
 
 def test_a_child_that_is_late_or_greedy_is_ended(tmp_path):
     path = saved(to_dataset(pixels_of("brain-mri"), PROFILES["brain-mri"], recipe_of("brain-mri")), tmp_path / "a.dcm")
-    for limits in ({"seconds": 0.05}, {"memory": 60 * 2**20}):
-        with pytest.raises(ValueError, match="within the time and memory allowed"):
+    late, greedy = ({"seconds": 0.05}, "longer than the 0.05 seconds"), ({"memory": 60 * 2**20}, "cannot be read")
+    for limits, said in (late, greedy):
+        with pytest.raises(ValueError, match=said):
             app_verify.verify_guarded(path, **limits)
     assert app_verify.verify_guarded(path)["ok"]

@@ -381,9 +381,8 @@ def test_table_of_results_comes_from_the_files_alone(tmp_path):
         kinds = dict.fromkeys(("synthetic", "floor", "blur_sigma_1", "blur_sigma_2"), kid)
         (tmp_path / f"fidelity-{modality}.json").write_text(json.dumps({"counts": {"synthetic": 77}, **kinds}))
     judged = {"accuracy": 0.5, "count": 10, "chance": 0.25}
-    for name in ("modality", "classes"):
-        tasks = {name: {"real_val": judged, "generated": judged}}
-        (tmp_path / f"classify-{name}.json").write_text(json.dumps({"tasks": tasks}))
+    tasks = {"modality": {"real_val": judged, "generated": judged}}
+    (tmp_path / "faithfulness.json").write_text(json.dumps({"tasks": tasks}))
     row = {"batch": 1, "steps": 9, "seconds_an_image": {"pipeline_to_dicom": 1.25}, "pipeline_to_bare": 1.0}
     machine = {"torch_threads": 2, "processor": "a processor"}
     (tmp_path / "speed.json").write_text(json.dumps({"generation": [row], "size": [64, 64], "machine": machine}))
@@ -420,9 +419,8 @@ def results_of(folder: Path, model: str, kid: float, share: float) -> Path:
     for modality in table.MODALITIES:
         measured = {"kid": kid, "low": kid - 0.01, "high": kid + 0.01, "count": 100}
         (folder / f"fidelity-{modality}.json").write_text(json.dumps({"synthetic": measured, "settings": settings}))
-    judged = {"generated": {"accuracy": share, "count": 64}, "settings": settings}
-    for name, tasks in (("modality", ("modality",)), ("classes", ("brain-tumour", "blood-cell"))):
-        (folder / f"classify-{name}.json").write_text(json.dumps({"tasks": dict.fromkeys(tasks, judged)}))
+    tasks = dict.fromkeys(history.JUDGED, {"generated": {"accuracy": share, "count": 64}})
+    (folder / "faithfulness.json").write_text(json.dumps({"tasks": tasks, "settings": settings}))
     return folder
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import guarded_reading
+from pipeline import guarded_child, guarded_reading
 from pipeline.dicom_input import ImageInputError, read_image
 from pipeline.guarded_reading import _parts, read_guarded
 
@@ -65,7 +65,7 @@ def test_memory_is_limited(tmp_path):
 def test_a_child_that_dies_costs_its_owner_an_error(picture, monkeypatch):
     """As a decoder's crash would: the child ends by a signal, and the caller goes on."""
     code = f"import os; os.kill(os.getpid(), {int(signal.SIGSEGV)})"
-    monkeypatch.setattr(guarded_reading, "_START", code.replace("{", "{{").replace("}", "}}"))
+    monkeypatch.setattr(guarded_child, "_START", code)
     with pytest.raises(ImageInputError, match="cannot be read"):
         read_guarded(picture)
     monkeypatch.undo()
@@ -73,8 +73,8 @@ def test_a_child_that_dies_costs_its_owner_an_error(picture, monkeypatch):
 
 
 def test_a_child_that_talks_without_end_is_stopped(picture, monkeypatch):
-    monkeypatch.setattr(guarded_reading, "_START", "import os\nwhile True: os.write(1, bytes(1000))")
-    monkeypatch.setattr(guarded_reading, "_LONGEST_ANSWER", 10_000)
+    monkeypatch.setattr(guarded_child, "_START", "import os\nwhile True: os.write(1, bytes(1000))")
+    monkeypatch.setattr(guarded_reading, "_LONGEST", 10_000)
     with pytest.raises(ImageInputError, match="cannot be read"):
         read_guarded(picture)
 
@@ -93,7 +93,7 @@ def test_the_child_has_no_secrets_and_writes_no_file(tmp_path, monkeypatch):
     read_guarded(tmp_path / "a.png")
     assert "HF_TOKEN" not in seen and "hf_secret" not in seen.values()
     code = (
-        "from pipeline.guarded_reading import _limit; import os; _limit(3 * 2**30)\n"
+        "from pipeline.guarded_child import limit; import os; limit(3 * 2**30)\n"
         f"fd = os.open({str(tmp_path / 'written')!r}, os.O_CREAT | os.O_WRONLY); os.write(fd, b'x')"
     )
     ended = subprocess.run([sys.executable, "-c", code], cwd=os.getcwd(), capture_output=True)
