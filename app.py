@@ -465,6 +465,8 @@ with gr.Blocks(title="Synthetic DICOM", delete_cache=CLEANING, analytics_enabled
         lambda: gr.update(visible=True), outputs=source_view, **QUICK
     )
     gr.on([frame.submit, frame.blur], show_source, [upload, frame], source, api_visibility="private")
+    # At once, in the browser: a picture that is still being read has not been confirmed by anybody.
+    gr.on([upload.upload, frame.input], None, None, text_confirmed, js="() => false", api_visibility="private")
     image_parts = [settings, more, people, column]
     VOLUME.wire([text_tab, image_tab], image_parts, on_gpu, RUNNING, QUICK, lambda: demo.GRADIO_CACHE)
     everything = image_parts + ([VOLUME.column] if VOLUME.pipe is not None else [])

@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from app_parts import Step, number_in, progress_html, steps_of, toasts
+from app_sweep import PREFIX
 from pipeline.dicom_provenance import Recipe
 from pipeline.pipeline import best_device
 from pipeline.volume_dicom import recipe_of
@@ -209,7 +210,7 @@ class VolumeTab:
                 recipe = recipe_of(news, 0, self.pipe.config.subject["description"])
                 wanted = Wanted(segmentation=True, archive=True, **{EXTRAS[name]: True for name in extras or []})
                 Path(cache).mkdir(parents=True, exist_ok=True)
-                folder = tempfile.mkdtemp(dir=cache)
+                folder = tempfile.mkdtemp(prefix=PREFIX, dir=cache)
                 (path,) = write_volumes([Volume(news.volumes[0], news.masks[0], recipe)], folder, wanted)
                 result = Shown(news.volumes[0], news.masks[0], recipe, str(path))
                 yield _words(recipe), result, gr.update(visible=False)

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from lora.base_data import PACKS, load_images, read_rows
+from lora.base_data import PACKS, files_of, load_images, read_rows
 from lora.data import squared
 from pipeline.adapter_files import Adapter, check_adapter, read_adapter
 from pipeline.adapter_names import WEIGHT_NAME, shipped_adapters
@@ -128,7 +128,7 @@ def train_judge(data: str | Path, *, seed: int = 0, cache: str | Path | None = N
         rows = adapter_rows(name, data, "train")
         for pack, size in count_by(rows, "pack").items():
             chosen.setdefault(name, []).extend(spread(rows, "pack", {pack: 1}, min(size, MODALITY_ROWS), seed))
-    used = [(row["pack"], row["file_name"]) for rows in chosen.values() for row in rows]
+    used = [[*files_of(rows), [class_of(row) for row in rows]] for rows in chosen.values()]
 
     def parts() -> Iterator[tuple[np.ndarray, list[int]]]:
         for name, rows in chosen.items():

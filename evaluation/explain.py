@@ -21,6 +21,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from pipeline.dicom_input import BORDER_WIDTH, DARK_BORDER, read_image, square
+from pipeline.dicom_limits import attempt
 
 from .explain_sheet import draw_overlays
 from .folders import ImageSet
@@ -153,9 +154,16 @@ def mask_of(folder: Path, row: dict[str, str], size: int) -> np.ndarray | None:
     pixels = read_image(folder / row["file_name"]).pixels
     height, width = pixels.shape[:2]
     if row.get("mask"):
-        with Image.open(folder / row["mask"]) as picture:
-            shown = picture.convert("L").resize((width, height), Image.Resampling.NEAREST)
-            mask = np.asarray(shown) > 127
+        place = Path(row["mask"])
+        if place.is_absolute() or ".." in place.parts:
+            raise ValueError("`metadata.csv` has a `mask` that leads out of the folder")
+
+        def opened() -> np.ndarray:
+            with Image.open(folder / place) as picture:
+                return np.asarray(picture.convert("L").resize((width, height), Image.Resampling.NEAREST)) > 127
+
+        # What goes wrong would name the file, which may name a patient.
+        mask = attempt(opened, "the `mask` of a row of `metadata.csv` cannot be read")
     else:
         x, y, wide, high = extra["bbox_cxcywh"]
         across, down = (np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height

@@ -291,6 +291,8 @@ def faithfulness(
         raise ValueError(f"`count` is {count}: numbers from {MINIMUM_COUNT} are allowed")
     if draw < 1 or (synthetic is not None and draw > 1):
         raise ValueError(f"`draw` is {draw}: allowed are numbers from 1, and 1 for a folder of finished images")
+    if keep is not None and draw < 2:
+        raise ValueError(f"`keep` is given, but `draw` is {draw}: with 2 or more, the most faithful are kept")
     if synthetic is not None:
         images, requests = folder_requests(synthetic, cache)
         settings: dict[str, Any] = {"source": "folder"}

@@ -115,6 +115,8 @@ def fidelity(
         raise ValueError(f"`count` is {count}: KID needs at least {MINIMUM_COUNT} images")
     if per_class and per_class < MINIMUM_COUNT:
         raise ValueError(f"`per_class` is {per_class}: allowed are 0 and numbers from {MINIMUM_COUNT}")
+    if per_class and synthetic is not None:
+        raise ValueError(f"`per_class` is {per_class}: it draws images, which does not go with `synthetic`")
     val_rows, train_rows = real_rows(data, modality, "val"), real_rows(data, modality, "train")
     if len(val_rows) < MINIMUM_COUNT:
         raise ValueError(f"`data` holds {len(val_rows)} val images of {modality!r}: KID needs at least {MINIMUM_COUNT}")
@@ -202,7 +204,8 @@ def unseen_and_floor(real: ImageSet, seed: int) -> tuple[ImageSet, ImageSet]:
         order = np.random.default_rng(seed).permutation(np.unique(real.groups))
         sizes = np.array([(real.groups == group).sum() for group in order])
         unseen = np.isin(real.groups, order[np.cumsum(sizes) - sizes < len(real) / 2])
-    return real.take(unseen), real.take(~unseen)
+    known = np.isin(real.groups, real.groups[unseen])  # a split of a folder may divide people, or hold copies
+    return real.take(unseen), real.take(~known)
 
 
 def fidelity_of_folders(

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from lora.data import squared
 from lora.data_headers import NoImageError, Record, examine
-from lora.data_sources import GROUP_COLUMNS, SPLITS, list_files, read_bytes, read_table
+from lora.data_sources import GROUP_COLUMNS, SPLITS, list_files, person_of, read_bytes, read_table
 from lora.data_split import number_people
 from pipeline.dicom_input import ImageInputError, read_image
 
@@ -87,6 +87,7 @@ class _Item:
     label: str = ""
     split: str = ""
     group: str | None = None
+    person: str | None = None
     row: dict[str, str] | None = None
     number: int = 0
 
@@ -147,7 +148,7 @@ def read_set(
     for number, (item, image) in enumerate(zip(items, images, strict=True)):
         # Flat images are alike in all people; any other two with equal pixels are copies of one.
         copies = [] if image.min() == image.max() else [f"pixels {hashlib.sha256(image.tobytes()).hexdigest()}"]
-        keys.append([item.group or f"image {number}", *copies])
+        keys.append([item.group or f"image {number}", *([item.person] if item.person else []), *copies])
     return ImageSet(
         images,
         tuple(item.label for item in items) if any(item.label for item in items) else None,
@@ -174,7 +175,8 @@ def _from_table(folder: Path, label_column: str, argument: str) -> list[_Item]:
         if split and split not in FOLDER_SPLITS:
             raise ValueError(f"`metadata.csv` of `{argument}` has another `split` than train, val and test")
         label = row.get(label_column, "").strip()
-        items.append(_Item(folder / name, name.as_posix(), label, FOLDER_SPLITS.get(split, ""), group, row))
+        person = person_of(row["patient_id"]) if row.get("patient_id") else None
+        items.append(_Item(folder / name, name.as_posix(), label, FOLDER_SPLITS.get(split, ""), group, person, row))
     return items
 
 
@@ -203,14 +205,14 @@ def _with_people(items: list[_Item], argument: str) -> list[_Item]:
     kept = []
     for number, item in enumerate(items, 1):
         item.number = number
-        record = Record(partial(read_bytes, item.path), item.name, group=item.group)
+        record = Record(partial(read_bytes, item.path), item.name, group=item.group, person=item.person)
         try:
             examine(record)
         except NoImageError:
             continue
         if record.reason:
             raise ValueError(_unreadable(argument, number, len(items), record.reason))
-        item.group = record.group
+        item.group, item.person = record.group, record.person
         kept.append(item)
     if not kept:
         raise ValueError(f"`{argument}`: the {len(items)} DICOM files hold no picture")

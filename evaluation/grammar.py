@@ -116,7 +116,8 @@ def make_parser() -> argparse.ArgumentParser:
     one.add_argument("--varied", action="store_true", help="word the captions anew instead of the packs' plain text")
     one.add_argument("--out", required=True, help="JSON to write")
 
-    one = commands.add_parser("explain", parents=[made, pair, seeded], help="LIME: where a classifier looks")
+    one = commands.add_parser("explain", parents=[made, pair], help="LIME: where a classifier looks")
+    one.add_argument("--seed", type=int, default=0, help="of the classifier and of which images are shown (default: 0)")
     one.add_argument("--domains", nargs="+", default=["brain-tumour", "tuberculosis"])
     one.add_argument("--count", type=int, default=8, help="real and synthetic images a class (default: 8)")
     one.add_argument("--family", default="vgg19", help="vgg19, densenet121 or resnet50 (default: %(default)s)")

@@ -35,7 +35,7 @@ def headline(results: Path) -> dict[str, Any]:
         raise ValueError(
             f"`results` is {str(results)!r}: its files are of {len(models)} models; measure them all again"
         )
-    return {"model_sha256": models.pop(), "kid": kid, "recognised": recognised}
+    return {"model_sha256": models.pop(), "kid": kid, "recognised": recognised, "judged_by": "faithfulness"}
 
 
 def add_to_history(label: str, results: Path, path: Path) -> dict[str, Any]:
@@ -71,6 +71,6 @@ def history_table(found: dict[str, Any]) -> list[str]:
     ]
     for one in found["rounds"]:
         cells = [f"{one['kid'][m]['kid']:.3f}" for m in MODALITIES]
-        cells += [f"{one['recognised'][t]['accuracy']:.1%}" for t in tasks]
+        cells += [f"{one['recognised'][t]['accuracy']:.1%} of {one['recognised'][t]['count']}" for t in tasks]
         lines.append(f"| {' | '.join([one['label'], *cells])} |")
     return lines

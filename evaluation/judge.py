@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from lora.base_data import PACKS, load_images, read_rows
+from lora.base_data import PACKS, files_of, load_images, read_rows
 
 from .features import extract_features
 from .images import SIZE, count_by, spread
@@ -212,7 +212,7 @@ def train_judge(
         rows = [row for pack in sizes for row in spread(rows, "pack", {pack: 1}, min(sizes[pack], MODALITY_ROWS), seed)]
     classes = tuple(TASKS[task].shares)
     labels = [classes.index(row["answer"]) for row in rows]
-    recipe = [task, seed, [(row["pack"], row["file_name"]) for row in rows]]
+    recipe = [task, seed, files_of(rows), labels]
 
     def parts() -> Iterator[tuple[np.ndarray, list[int]]]:
         yield load_images(rows, SIZE, Path(cache) if cache else None), labels
@@ -241,7 +241,7 @@ def train_side_judge(
         for side, some in enumerate((images, images[:, :, ::-1])):
             yield np.ascontiguousarray(some), [side] * len(rows)
 
-    recipe = ["side", seed, [(row["pack"], row["file_name"]) for row in rows]]
+    recipe = ["side", seed, files_of(rows)]
     return fit_judge("side", SIDES, parts(), recipe, seed=seed, halves=True, cache=cache)
 
 

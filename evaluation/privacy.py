@@ -44,6 +44,10 @@ def features_by_name(name: str, cache: str | Path | None = None) -> tuple[Featur
     """Give a function from images to features by name, and words on it: "thumbnail", or as `feature_network` has."""
     if name == "thumbnail":
         return thumbnail_features, f"thumbnails of {CELLS} px without mean and contrast"
+    if name == "own":
+        raise ValueError(
+            "`network` is 'own', which knows the packs alone: allowed are thumbnail, efficientnet-lite0, Hub ids"
+        )
     network = feature_network(name, cache=cache)
     return lambda images: extract_features(images, network=network), network.description
 

@@ -6,7 +6,7 @@ and not settled in between.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,7 +107,6 @@ def all_verdicts(results: Results) -> list[Verdict]:
     found: list[Verdict] = []
     kinds = {
         "fidelity": _fidelity,
-        "utility": _utility,
         "faithfulness": _judged,
         "classify": _judged,
         "privacy": _privacy,
@@ -120,6 +119,11 @@ def all_verdicts(results: Results) -> list[Verdict]:
                 found += judge(name, result)
             except (KeyError, TypeError) as error:
                 raise ValueError(f"`results`: {name}.json is no whole result of {what!r}: {error!r}") from error
+    try:
+        found += _utility(results.get("utility", {}))
+    except (KeyError, TypeError) as error:
+        files = ", ".join(f"{name}.json" for name in results["utility"])
+        raise ValueError(f"`results`: one of {files} is no whole result of 'utility': {error!r}") from error
     return [*found, *_missing(results)]
 
 
@@ -149,9 +153,19 @@ def _fidelity(name: str, result: dict[str, Any]) -> Iterator[Verdict]:
     yield Verdict(state, subject, f"{said} KID: {kids}")
 
 
-def _utility(name: str, result: dict[str, Any]) -> Iterator[Verdict]:
-    for domain, found in result["domains"].items():
-        title = name if domain == "own" else domain
+def utility_domains(files: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Domains of all results of `utility`, by title; one that stands in several files has the CNN families of all."""
+    merged: dict[str, dict[str, Any]] = {}
+    for name, result in files.items():
+        for domain, found in result["domains"].items():
+            one = merged.setdefault(name if domain == "own" else domain, {**found, "families": {}})
+            for family, trained in found["families"].items():
+                one["families"][f"{family} ({name})" if family in one["families"] else family] = trained
+    return merged
+
+
+def _utility(files: Mapping[str, dict[str, Any]]) -> Iterator[Verdict]:
+    for title, found in utility_domains(files).items():
         shares, gains = (
             {family: one[key] for family, one in found["families"].items() if key in one}
             for key in ("synthetic_share_of_real", "both_minus_real")

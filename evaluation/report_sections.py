@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .faithfulness import by_request
-from .report_bars import KID_BAR, percent, title_of, with_interval
+from .report_bars import KID_BAR, percent, title_of, utility_domains, with_interval
 from .report_parts import folded, paragraph, plot, ranked_tiles, table
 from .report_plots import Point, interval_plot, line_plot, matrix_plot
 
@@ -90,11 +90,7 @@ def fidelity_section(files: Files, folder: Path) -> str:
 def utility_section(files: Files, folder: Path) -> str:
     """Accuracy by what was trained on, the curve over synthetic images, confusions."""
     rows, shares = [], []
-    domains = {
-        name if domain == "own" else domain: found
-        for name, result in files.items()
-        for domain, found in result["domains"].items()
-    }
+    domains = utility_domains(files)
     regimes: dict[str, dict[str, dict[str, Point]]] = {}
     curves: dict[str, dict[str, list[tuple[float, Point]]]] = {}
     levels: dict[str, dict[str, float]] = {}

@@ -77,6 +77,8 @@ def stacks(
         raise ValueError(f"`images` and `prompts` are {len(images)} and {len(prompts)}; give one prompt for each image")
     if slices < 3:
         raise ValueError(f"`slices` is {slices}; allowed is a whole number from 3")
+    if sheet is not None:
+        sheet.parent.mkdir(parents=True, exist_ok=True)  # before the hours, not after them
     pipe = SyntheticDicomPipeline.from_pretrained(model)
     pipe.set_progress_bar_config(disable=True)
     found, rows = [], []

@@ -8,6 +8,7 @@ from typing import Any
 from .history import history_table
 from .images import MODALITIES
 from .report import read_json
+from .report_bars import with_interval
 from .table_trust import stacks_table, trust_table
 
 BEGIN, END = "<!-- results: written by `python -m evaluation table` -->", "<!-- end of results -->"
@@ -28,7 +29,10 @@ def results_table(results: Path, training: Path) -> str:
         lines.append(f"| {modality} | {found['counts']['synthetic']} | {' | '.join(kinds)} |")
     lines += ["", *faithfulness_table(read_json(results / "faithfulness.json"))]
     speed, record = read_json(results / "speed.json"), read_json(training)
-    first = next(row for row in speed["generation"] if row["batch"] == 1)
+    steps = speed["settings"]["default_steps"]
+    first = next((row for row in speed["generation"] if (row["batch"], row["steps"]) == (1, steps)), None)
+    if first is None:
+        raise ValueError(f"`results`: speed.json has not measured one image at the default {steps} steps")
     seconds, machine, psnr = first["seconds_an_image"], speed["machine"], record["autoencoder_psnr_val"]
     decibels = ", ".join(f"{m} {psnr[m]['autoencoder_db']} ({psnr[m]['pca_db']})" for m in MODALITIES)
     lines += [
@@ -85,9 +89,13 @@ def utility_table(found: dict[str, Any]) -> list[str]:
     lines = ["| CNN | trained on real | on synthetic | on both | share, synthetic of real |", "|---|---|---|---|---|"]
     for domain, one in found["domains"].items():
         for family, trained in one["families"].items():
-            kinds = [_mean(trained["regimes"][kind]["balanced_accuracy"]) for kind in ("real", "synthetic", "both")]
-            share = trained["synthetic_share_of_real"]
-            kinds.append(f"{share['value']:.2f} [{share['low']:.2f}, {share['high']:.2f}]")
+            regimes = trained["regimes"]
+            kinds = [
+                with_interval(regimes[kind]["balanced_accuracy"], "mean") if kind in regimes else "-"
+                for kind in ("real", "synthetic", "both")
+            ]
+            share = trained.get("synthetic_share_of_real")
+            kinds.append(with_interval(share, spec=".2f") if share else "-")
             lines.append(f"| {domain}, {family} | {' | '.join(kinds)} |")
     return lines
 
@@ -108,7 +116,7 @@ def volumes_table(found: dict[str, Any]) -> list[str]:
     lines = ["| asked of volumes | found | bar |", "|---|---|---|"]
     for one in found["judged"]:
         bar = f"at {'least' if one['least'] else 'most'} {one['bar']:g}: {'held' if one['holds'] else 'missed'}"
-        value = f"{one['value']:.3f} [{one['low']:.3f}, {one['high']:.3f}]"
+        value = "-" if one["value"] is None else with_interval(one)
         lines.append(f"| {one['question']} | {value} | {bar} |")
     return lines
 

@@ -22,6 +22,7 @@ TRAINING = "pipeline/training.json"
 VOLUME_TRAINING = "./training.json"
 ADAPTER_RESULTS = "evaluation/results/adapters.json"
 SPEED = "evaluation/results/speed.json"
+FAITHFULNESS = "evaluation/results/faithfulness.json"
 KID_NAME = "KID (EfficientNet-Lite0) against unseen real images"
 CARD_TAGS = ["medical", "dicom", "radiology", "synthetic"]
 # Data licences under which weights may be given on as Apache-2.0; any other and the card says "other".
@@ -67,7 +68,7 @@ def fidelity_file(modality: str) -> str:
 def stale_results(facts: Facts) -> list[str]:
     """Result files of the base that were measured with another model than drew the samples in the card's folder."""
     drew = facts.value("./samples/samples.json", "settings.model_sha256")
-    files = [fidelity_file(name) for name in modalities(facts)] + [SPEED]
+    files = [fidelity_file(name) for name in modalities(facts)] + [FAITHFULNESS, SPEED]
     return [file for file in files if facts.value(file, "settings.model_sha256") != drew]
 
 

@@ -80,9 +80,15 @@ def read_square(path: str | Path, size: int) -> np.ndarray:
     return np.round(square(pixels, size) * 255).clip(0, 255).astype(np.uint8)
 
 
+def files_of(rows: Sequence[dict[str, str]]) -> list[tuple[str, str, int, int]]:
+    """Pack, name, bytes and time of change of each row's picture: by these a cache knows whether it still holds."""
+    status = [os.stat(row["path"]) for row in rows]
+    return [(r["pack"], r["file_name"], s.st_size, s.st_mtime_ns) for r, s in zip(rows, status, strict=True)]
+
+
 def load_images(rows: Sequence[dict[str, str]], size: int, cache: Path | None = None) -> np.ndarray:
     """All rows' pictures as uint8 (N, size, size, 3); with `cache` a folder, memory-mapped from there the next time."""
-    key = hashlib.sha256(json.dumps([size, [(r["pack"], r["file_name"]) for r in rows]]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps([size, files_of(rows)]).encode()).hexdigest()[:16]
     stored = cache / f"images-{key}.npy" if cache else None
     if stored and stored.is_file():
         return np.load(stored, mmap_mode="r")

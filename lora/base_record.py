@@ -16,6 +16,7 @@ from pipeline.pipeline import SyntheticDicomPipeline
 
 from .base_autoencoder import pca_bar, psnr, reconstruct
 from .base_data import PACKS, load_images, read_rows
+from .run_folder import write_text
 
 LOGS = ("autoencoder", "decoder", "text_encoder", "unet-128", "unet")
 
@@ -36,13 +37,19 @@ def read_stages(work: Path) -> dict[str, dict[str, Any]]:
     return stages
 
 
-def earlier_record(init: Path | None) -> list[dict[str, Any]]:
-    """Stages of each earlier training that the base `init` came from, oldest first; empty for one from nothing."""
-    path = (init or Path()) / "training.json"
+def earlier_record(init: Path | None, work: Path) -> list[dict[str, Any]]:
+    """Stages of each earlier training that the base `init` came from, oldest first; empty for one from nothing.
+
+    Kept in `work` when first asked for: an export into `init` itself writes there what `work` has trained since.
+    """
+    path, kept = (init or Path()) / "training.json", work / "earlier.json"
     if init is None or not path.is_file():
         return []
-    record = json.loads(path.read_text(encoding="utf-8"))
-    return [*record.get("earlier", []), record["stages"]]
+    if not kept.is_file():
+        record = json.loads(path.read_text(encoding="utf-8"))
+        write_text(kept, json.dumps([*record.get("earlier", []), record["stages"]]))
+    found: list[dict[str, Any]] = json.loads(kept.read_text(encoding="utf-8"))
+    return found
 
 
 def seconds_of(earlier: list[dict[str, Any]], stages: dict[str, Any]) -> int:

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from pipeline.dicom_input import ImageInputError, read_image, square
 from pipeline.dicom_limits import parse_dicom, quiet
 
-from .data_headers import NoImageError, Record, Words, examine, holds_identifier
+from .data_headers import NoImageError, Record, Words, examine, holds_identifier, keys_of
 from .data_sources import Columns, Source, list_source
 from .data_split import draw_people, number_people, split_people
 from .header_captions import HeaderFacts, plain_header_caption, vary_header_caption, vary_text
@@ -126,7 +126,8 @@ def read_training_data(
     image_column, caption_column : str
         Columns of a `datasets` set; `caption_column` also of `metadata.csv` and `captions.csv`.
     group_column : str, optional
-        Column that says which images belong together. Default: `group_id`, else `patient_id`.
+        Column that says which images belong together, and alone says so. Default: `group_id` and `patient_id`, whoever
+        shares one of them; where a DICOM file has neither, its PatientID.
     attribution_column : str, optional
         Column whose texts may be made known: the sources that the licences want named.
     frames_per_file : int
@@ -160,7 +161,7 @@ def read_training_data(
     records = [record for found in listed for record in found.records]
     items = [(record, frame) for record in records for frame in _frames(record.frames, frames_per_file)]
     if most is not None and most < len(items):
-        people = number_people([_person(record)] for record, _ in items)
+        people = number_people(keys_of(record) for record, _ in items)
         items = [items[i] for i in draw_people(people, most, np.random.default_rng([seed, 1]))]
     _check_memory(len(items), size)
     images, items, keys, unreadable = _read(items, size, contrast, default_caption)
@@ -252,10 +253,6 @@ def _frames(count: int, most: int) -> list[int | None]:
     return [(2 * i + 1) * count // (2 * taken) + 1 for i in range(taken)]
 
 
-def _person(record: Record) -> str:
-    return record.group or f"file {record.position}"
-
-
 def _caption(record: Record, default_caption: str | None) -> str | HeaderFacts:
     facts = record.facts if record.facts != HeaderFacts() else None
     return record.caption or facts or default_caption or record.facts or ""
@@ -286,9 +283,8 @@ def _read(
                 pixels = squared(read_image(source, frame=frame).pixels, size, contrast)
                 images[offset] = pixels
                 flat = pixels.min() == pixels.max()  # empty slices are alike in all people
-                keys.append(
-                    [_person(record)] + ([] if flat else [f"pixels {hashlib.sha256(pixels.tobytes()).hexdigest()}"])
-                )
+                same = [] if flat else [f"pixels {hashlib.sha256(pixels.tobytes()).hexdigest()}"]
+                keys.append([*keys_of(record), *same])
         except ImageInputError as error:
             record.reason = str(error)
             failed.append(record)

@@ -61,6 +61,8 @@ class Record:
         Place among all files and rows, counted from 1.
     group : str or None
         What it shares with other images of the same person (or group).
+    person : str or None
+        What it shares with other images of the same person, where that is known beside the group.
     """
 
     load: Callable[[int], Any]
@@ -69,6 +71,7 @@ class Record:
     position: int = 0
     caption: str = ""
     group: str | None = None
+    person: str | None = None
     person_known: bool = False
     split: str | None = None
     modality: str | None = None
@@ -111,11 +114,16 @@ def examine(record: Record) -> set[Words]:
         record.reason = str(error)
         return set()
     record.modality = record.modality or record.facts.modality
-    if record.group is None:
+    if record.group is None:  # a table is taken at its word: many a header names everybody alike
         record.person_known = bool(person)
         # Where the PatientID was taken out, a study is still of one person.
         record.group = f"person {' '.join(person)}" if person else f"study {' '.join(study)}" if study else None
     return found
+
+
+def keys_of(record: Record) -> list[str]:
+    """What tells of whom an image is: images that share any of these belong together (`number_people`)."""
+    return [record.group or f"file {record.position}", *([record.person] if record.person else [])]
 
 
 def identifiers(header: Dataset) -> set[Words]:

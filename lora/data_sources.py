@@ -158,8 +158,13 @@ def _group(row: dict[str, Any], column: str | None, place: str) -> str | None:
     for name in (column,) if column else GROUP_COLUMNS:
         value = _caption(row.get(name))
         if value:
-            return f"person {' '.join(words_of(value))}" if name == "patient_id" else f"{place} {name} {value}"
+            return person_of(value) if name == "patient_id" else f"{place} {name} {value}"
     return None
+
+
+def person_of(patient_id: str) -> str:
+    """Give the key of a person, the same however the identifier is written."""
+    return f"person {' '.join(words_of(patient_id))}"
 
 
 def _split(value: Any, where: str) -> str:
@@ -181,7 +186,9 @@ def _fill(record: Record, row: dict[str, Any], named: Columns, place: str, where
         raise ValueError(f"{where} has its `patient_id` in the caption; take it out.")
     record.group = _group(row, named.group, place)
     # A `group_id` alone may be a run of similar images; a column that the user names is taken at the user's word.
-    record.person_known = record.group is not None and bool(named.group or _caption(row.get("patient_id")))
+    person = _caption(row.get("patient_id"))
+    record.person = person_of(person) if person and not named.group else None
+    record.person_known = record.group is not None and bool(named.group or person)
     record.modality = _modality(row.get("modality"))
     record.licence = _caption(row.get("licence") or row.get("license"))
     record.attribution = _caption(row.get(named.attribution)) if named.attribution else ""

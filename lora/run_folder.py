@@ -38,6 +38,9 @@ class RunFolder:
         """
         if self.out.exists() and not self.out.is_dir():
             raise ValueError(f"`out` is {str(self.out)!r}, which is a file; allowed is a folder")
+        others = [] if not self.checkpoint.is_dir() else [path.name for path in self.checkpoint.iterdir()]
+        if others and not {"settings.json", "settings.json.part"} & set(others):
+            raise ValueError(f"`out` is {str(self.out)!r}, whose folder `checkpoint` is not ours; give another folder")
         shutil.rmtree(self.removed, ignore_errors=True)
         if self.checkpoint.is_dir() or not self.out.is_dir() or not any(self.out.iterdir()):
             return

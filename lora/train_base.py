@@ -144,6 +144,8 @@ def cached_latents(config: BaseConfig, vae: AutoencoderKL, images: np.ndarray, s
     for part_of in (vae.encoder, vae.quant_conv):
         for tensor in part_of.state_dict().values():
             digest.update(tensor.float().cpu().numpy().tobytes())
+    for start in range(0, len(images), 256):  # as many images may be others, or in another order
+        digest.update(np.ascontiguousarray(images[start : start + 256]).tobytes())
     stored = config.work / f"latents-{size}-{len(images)}-{digest.hexdigest()[:16]}.npy"
     if not stored.is_file():
         if size != images.shape[1]:
@@ -212,7 +214,7 @@ def save_snapshot(config: BaseConfig, pipe: SyntheticDicomPipeline, name: str) -
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     save_half(copy.deepcopy(pipe), part)
-    record = {"seconds": seconds_of(earlier_record(config.init), read_stages(config.work))}
+    record = {"seconds": seconds_of(earlier_record(config.init, config.work), read_stages(config.work))}
     (part / "training.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)
@@ -284,7 +286,7 @@ def export(config: BaseConfig, rows: list[dict[str, str]], images: np.ndarray, v
     pipe.register_to_config(image_noise=noise["image_noise"] or None)
     settings = {k: v for k, v in dataclasses.asdict(config).items() if not isinstance(v, Path) and v is not None}
     record: dict[str, Any] = {"command": "python -m lora.train_base", "config": settings}
-    record |= training_record(config.data, config.work, rows, images, pipe, earlier_record(config.init))
+    record |= training_record(config.data, config.work, rows, images, pipe, earlier_record(config.init, config.work))
     record |= {"image_noise_kid": noise["kid"]}
     record["hardware"]["device"] = config.device
     save_half(pipe, config.out)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import re
 import signal
 import sys
 import warnings
@@ -101,12 +102,12 @@ def _fields(cls: type[Any]) -> str:
 
 def _made(cls: type[Any], pairs: list[str], option: str) -> Any:
     """A Patient or Study of KEY=VALUE pairs; None when there are none."""
-    values: dict[str, str] = {}
+    values: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or key not in {f.name for f in fields(cls)}:
             raise ValueError(f"`{option}` is {pair!r}; allowed is KEY=VALUE with {_fields(cls).split('; ')[1]}")
-        values[key] = value
+        values[key] = float(value) if key == "age" and re.fullmatch(r"\d{1,3}(\.\d+)?", value) else value
     return cls(**values) if values else None
 
 

@@ -13,8 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydicom.filereader import read_file_meta_info
+from pydicom.uid import ExplicitVRLittleEndian
 
-from . import adapter_names, batch_csv, dicom_files, dicom_output, dicom_patient, dicom_provenance, verification
+from . import (
+    adapter_names,
+    batch_csv,
+    dicom_files,
+    dicom_output,
+    dicom_patient,
+    dicom_pixels,
+    dicom_provenance,
+    verification,
+)
 
 Row = batch_csv.Row
 Entry = batch_csv.Entry
@@ -116,17 +127,23 @@ class Maker:
         return Entry(row.number, "made", paths[0].name, str(dataset.SOPInstanceUID), seed), True
 
     def _there(self, name: str, recipe: dicom_provenance.Recipe) -> str | None:
-        """The SOP Instance UID of a file that is there, whole, and of this recipe."""
-        path = self.settings.out / name
+        """The SOP Instance UID of a file that is there, whole, and what these settings make of this recipe."""
+        settings = self.settings
+        path = settings.out / name
         if Path(name).name != name or not path.is_file():
             return None
         try:
-            found = verification.verify(path, key=self.settings.key)
+            found = verification.verify(path, key=settings.key)
             if not found.ok or found.recipe is None or not _is_of(found.recipe, recipe):
                 return None
-            if self.settings.check_memorisation and found.recipe.copy_check is None:
+            if found.sop_instance_uid != dicom_output.uids_of(found.recipe, settings.patient, settings.study)[2]:
+                return None  # of another patient
+            syntax = read_file_meta_info(path).TransferSyntaxUID
+            if syntax != dicom_pixels.COMPRESSIONS.get(settings.compression or "", ExplicitVRLittleEndian):
                 return None
-            if self.settings.png and not verification.verify(path.with_suffix(".png"), key=self.settings.key).ok:
+            if settings.check_memorisation and found.recipe.copy_check is None:
+                return None
+            if settings.png and not verification.verify(path.with_suffix(".png"), key=settings.key).ok:
                 return None
             return found.sop_instance_uid
         except ValueError:

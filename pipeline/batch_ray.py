@@ -122,5 +122,6 @@ def share(
                 for entry, new in what:
                     took(entry, new)
                 give(worker)
+                del worker  # one that got no row is let go, so that a pending one may have its processor
     finally:
         ray.shutdown()

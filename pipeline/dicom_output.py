@@ -304,5 +304,8 @@ def _add_image(
     dataset.ImageType = list(profile.image_type)
     dataset.ContentDate = dataset.AcquisitionDate = dataset.StudyDate
     dataset.ContentTime = dataset.AcquisitionTime = dataset.StudyTime
-    dataset.BurnedInAnnotation = "NO"
+    if recipe.input_sha256 is None:
+        dataset.BurnedInAnnotation = "NO"
+    elif profile.modality == "DX":  # type 1 there; of what was made of an image, nobody can promise "NO"
+        dataset.BurnedInAnnotation = "YES"
     dataset.LossyImageCompression = "00"

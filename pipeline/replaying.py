@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +80,28 @@ class Replay:
     def in_words(self) -> list[str]:
         """Say it, a line a finding."""
         return ["equal: pixels and UIDs" if self.equal else "differs", *self.differences, *self.notes]
+
+
+def _first_of(images: Sequence[Any], read: Callable[[Any], Any], sha256: str | None) -> tuple[Any, Any] | None:
+    """Give the image whose hash is that, and what was read of it; others may be of another kind, but not all of them.
+
+    Raises
+    ------
+    ImageInputError
+        None of them can be read so.
+    """
+    problems = []
+    for image in images:
+        try:
+            found = read(image)
+        except dicom_input.ImageInputError as error:
+            problems.append(error)
+            continue
+        if found.sha256 == sha256:
+            return image, found
+    if problems and len(problems) == len(images):
+        raise problems[0]
+    return None
 
 
 def check_recipe(recipe: Recipe) -> Recipe:
@@ -266,11 +288,11 @@ class Replayer:
         """Make a volume again that was made of another one, which must be among `images`."""
         assert recipe.volume is not None and recipe.strength is not None
         plane = volume_dicom.slices_of(recipe).plane
-        sources = (volume_input.read_volume(image, plane) for image in images)
-        source = next((each for each in sources if each.sha256 == recipe.input_sha256), None)
-        if source is None:
+        found = _first_of(images, lambda image: volume_input.read_volume(image, plane), recipe.input_sha256)
+        if found is None:
             given = "`--image` is not the volume that this one was made of: their hashes differ"
             raise CannotReplay(given if images else "the volume was made of another one; give that with `--image`")
+        source = found[1]
         with self._as_then(recipe) as pipe:
             return volume_image.image_to_image(
                 pipe,
@@ -302,25 +324,30 @@ class Replayer:
             return None
         if not images:
             raise CannotReplay("the image was made of another one; give that with `--image`")
-        for image in images:
-            if dicom_input.read_image(image, frame=frame).sha256 == recipe.input_sha256:
-                return image
-        raise CannotReplay("`--image` is not the image that this one was made of: their hashes differ")
+        found = _first_of(images, lambda image: dicom_input.read_image(image, frame=frame), recipe.input_sha256)
+        if found is None:
+            raise CannotReplay("`--image` is not the image that this one was made of: their hashes differ")
+        return found[0]
 
     def _model(self, recipe: Recipe) -> Any:
         places = [self._models[recipe.model_sha256]] if recipe.model_sha256 in self._models else []
         places += [place for place in self._places if place not in self._models.values()]
         if self._allow_hub and adapter_names.is_hub_id(recipe.model):
             places.append(recipe.model)
+        unloadable = ""
         for place in places:
-            pipe = self._load(place)
+            try:
+                pipe = self._load(place)
+            except CannotReplay as error:  # of volumes, or damaged: another may do
+                unloadable = f" ({error})"
+                continue
             pipe.unload_lora_weights()
             if self._models.setdefault(pipe.model_sha256, place) and pipe.model_sha256 == recipe.model_sha256:
                 return pipe
         hub = "" if self._allow_hub or not adapter_names.is_hub_id(recipe.model) else "; `--allow-hub` asks the Hub"
         raise CannotReplay(
             f"another model: none at hand has the hash {recipe.model_sha256[:16]}..., which includes the settings of "
-            f"the scheduler ({recipe.scheduler}); give its folder with `--model`{hub}"
+            f"the scheduler ({recipe.scheduler}); give its folder with `--model`{hub}{unloadable}"
         )
 
     def _load(self, place: str) -> Any:

@@ -132,7 +132,8 @@ def _from_image(options: argparse.Namespace, seeds: range) -> list[Any]:
 
     adapters = [adapter_names.parse_adapter(text) for text in options.adapter]
     source = volume_input.read_volume(options.image, dicom_prompt.parse_prompt(options.prompt).plane or "axial")
-    for warning in source.warnings:
+    passed_over = f"{source.passed_over} file(s) of `--image` are no DICOM images and were passed over"
+    for warning in (*source.warnings, *([passed_over] if source.passed_over else [])):
         print(f"warning: {warning}", file=sys.stderr)
     pipe = batch_maker.load_pipeline(options.model or Path(__file__).parent, options.device, adapters)
     return [
@@ -146,6 +147,7 @@ def _from_image(options: argparse.Namespace, seeds: range) -> list[Any]:
             negative_prompt=options.negative_prompt,
             num_inference_steps=options.steps,
             guidance_scale=options.guidance,
+            one_object=options.enhanced,
             progress=sys.stderr.isatty(),
         )
         for seed in seeds

@@ -7,7 +7,7 @@ from the recipe, and from the given patient and study, as those of images do.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -152,6 +152,7 @@ def to_enhanced(
 ) -> Dataset:
     """Make one Enhanced MR or Enhanced CT dataset of all slices; parameters and errors as `to_series`."""
     profile, slices, facts = profile_of(recipe), slices_of(recipe), dicom_output.facts_of(recipe)
+    check_one_object(slices.shape)
     stored = _stored(voxels, recipe)
     dataset = base_part(recipe, patient, study, (MULTI_FRAME, 0))
     kind = profile.modality
@@ -194,6 +195,15 @@ def to_enhanced(
     return dataset
 
 
+def check_one_object(shape: Sequence[int]) -> None:
+    """Refuse more voxels in one object than are read again."""
+    if math.prod(shape) > dicom_limits.MAX_PIXELS:
+        raise ValueError(
+            f"a volume of {' x '.join(map(str, shape))} voxels does not go into one object, which may have "
+            f"{dicom_limits.MAX_PIXELS}; write slices alone"
+        )
+
+
 def blank_part(recipe: Recipe, part: Part, patient: Patient, study: Study) -> Dataset:
     """Make the header of a part of a volume, as this version would write it; of a label map what all parts have.
 
@@ -207,8 +217,8 @@ def blank_part(recipe: Recipe, part: Part, patient: Patient, study: Study) -> Da
     if index >= (slices.shape[0] if kind == SLICES else 1):
         raise ValueError(f"`part` is {part}; the volume has {slices.shape[0]} slices")
     assert recipe.volume is not None
-    if kind != SLICES and math.prod(slices.shape) > dicom_limits.MAX_PIXELS:  # more than is decoded
-        raise ValueError(f"the volume has more than the {dicom_limits.MAX_PIXELS} voxels allowed in one object")
+    if kind != SLICES:
+        check_one_object(slices.shape)
     if kind == MULTI_FRAME:
         return to_enhanced(np.zeros(recipe.volume.shape, np.float32), recipe, patient=patient, study=study)
     dataset = base_part(recipe, patient, study, part)

@@ -44,6 +44,7 @@ def image_to_image(
     negative_prompt: str | None = None,
     num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
+    one_object: bool = False,
     progress: bool = False,
 ) -> Volume:
     """Make a volume out of another one.
@@ -60,6 +61,8 @@ def image_to_image(
         Share of the denoising that slices go through, in (0, 1].
     seed, modality, negative_prompt, num_inference_steps, guidance_scale
         As for images.
+    one_object
+        Whether the result must go into one object (`to_enhanced`): then a larger one is refused before it is drawn.
     progress
         Whether to show a bar.
 
@@ -105,6 +108,8 @@ def image_to_image(
         spacing=(source.spacing[0], extent[0] / rows, extent[1] / columns),
         warnings=source.warnings,
     )
+    if one_object:
+        volume_dicom.check_one_object(volume.shape)
     recipe = dataclasses.replace(
         plan, height=rows, width=columns, strength=float(strength), input_sha256=source.sha256, volume=volume
     )
@@ -116,31 +121,33 @@ def image_to_image(
     for index, each in enumerate(grey):
         padded = np.zeros((side, side), np.float32)
         padded[place] = dicom_input.resize(np.ascontiguousarray(each), rows, columns)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+        if dicom_burned_in.find_text(each):  # at its own size: smaller, letters are lost to the eye alone
+            suspicious.append(index + 1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", dicom_burned_in.BurnedInTextWarning)
             latents = pipe(
                 prompt,
                 padded,
                 strength,
-                modality=plan.modality,
+                modality=modality,
                 seed=seed,
                 negative_prompt=negative_prompt,
                 num_inference_steps=plan.num_inference_steps,
                 guidance_scale=plan.guidance_scale,
                 output_type="latent",
             ).images
-        if any(issubclass(one.category, dicom_burned_in.BurnedInTextWarning) for one in caught):
-            suspicious.append(index + 1)
         pixels = pipe.decode_latents_to_float(latents)
         if fit is not None:  # of the scanner, so anew in each slice
             pixels = pipeline_noise.add_image_noise(pixels, [fit], [seed + index])
         voxels[index] = pixels[0].mean(0).numpy()[place]
         bar.update()
     bar.close()
-    if suspicious:
+    if suspicious or source.burned_in_annotation:
+        first = f"the first being number {suspicious[0]}, hold what looks like burned-in text" if suspicious else ""
+        found = f"{len(suspicious)} slice(s) of `image`, {first}" if first else "`image` holds burned-in text"
+        said = ", as its header says" if source.burned_in_annotation else ""
         warnings.warn(
-            f"{len(suspicious)} slice(s) of `image`, the first being number {suspicious[0]}, hold what looks like "
-            "burned-in text; it may name a person, and nothing here removes it",
+            f"{found}{said}; it may name a person, and nothing here removes it",
             dicom_burned_in.BurnedInTextWarning,
             stacklevel=2,
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,10 @@ class InputVolume:
         Of the values and their shape.
     warnings : tuple of str
         What was not as it should be.
+    passed_over : int
+        Files of the folder that are no DICOM images.
+    burned_in_annotation : bool
+        The header of a slice says that text is burned into it.
     """
 
     values: np.ndarray
@@ -57,6 +61,8 @@ class InputVolume:
     modality: str | None
     sha256: str
     warnings: tuple[str, ...] = ()
+    passed_over: int = 0
+    burned_in_annotation: bool = False
 
 
 def read_volume(source: str | os.PathLike[str], plane: str = "axial") -> InputVolume:
@@ -127,8 +133,7 @@ def _from_folder(folder: Path) -> InputVolume:
             raise ImageInputError(f"`image` is a series of more than the {dicom_volume.MAX_SIDE} slices allowed.")
     if not slices:
         raise ImageInputError("`image` is a folder that holds no DICOM image.")
-    told = (f"{others} file(s) of the source folder are no DICOM images and were passed over",) if others else ()
-    return _from_slices(slices, told)
+    return replace(_from_slices(slices), passed_over=others)
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -137,7 +142,7 @@ def _walk(folder: Path) -> Iterator[Path]:
         yield from (Path(root, name) for name in sorted(files))
 
 
-def _from_slices(slices: Sequence[tuple[Dataset, int]], told: tuple[str, ...] = ()) -> InputVolume:
+def _from_slices(slices: Sequence[tuple[Dataset, int]]) -> InputVolume:
     """Put slices, each a frame of a dataset, in order."""
     positions, orientations, spacings, values = [], [], [], []
     voxels = 0
@@ -184,7 +189,8 @@ def _from_slices(slices: Sequence[tuple[Dataset, int]], told: tuple[str, ...] = 
     along = int(np.argmax(np.abs(np.cross(across, down))))
     modality = dicom_limits.text(slices[0][0], "Modality")
     known = modality if modality in dicom_decode.MODALITIES else None
-    return _turned(volume, ("sagittal", "coronal", "axial")[along], known, told)
+    says = any(dicom_limits.text(dataset, "BurnedInAnnotation") == "YES" for dataset, _ in slices)
+    return replace(_turned(volume, ("sagittal", "coronal", "axial")[along], known), burned_in_annotation=says)
 
 
 def _from_nifti(path: Path, plane: str) -> InputVolume:
@@ -209,10 +215,10 @@ def _from_nifti(path: Path, plane: str) -> InputVolume:
         lambda: Volume(values, np.diag([-1.0, -1, 1, 1]) @ affine, "PATIENT"),  # right and front to left and back
         "`image` is NIfTI whose axes are skewed or of no length.",
     )
-    return _turned(volume, plane, None, ())
+    return _turned(volume, plane, None)
 
 
-def _turned(volume: Any, plane: str, modality: str | None, told: tuple[str, ...]) -> InputVolume:
+def _turned(volume: Any, plane: str, modality: str | None) -> InputVolume:
     """Turn a volume's axes to those of a plane, without resampling."""
     values = volume.array
     if not np.isfinite(values).all():
@@ -227,8 +233,8 @@ def _turned(volume: Any, plane: str, modality: str | None, told: tuple[str, ...]
         raise ImageInputError(f"`image` has more than the {dicom_volume.MAX_SIDE} slices allowed.")
     directions = turned.affine[:3, :3] / np.linalg.norm(turned.affine[:3, :3], axis=0)
     angle = float(np.degrees(np.arccos(np.clip(np.abs(directions).max(axis=0), 0, 1))).max())
-    if angle > OBLIQUE:
-        told += (f"the source is oblique by {angle:.0f} degrees; what was made of it is written as straight {plane}",)
+    oblique = f"the source is oblique by {angle:.0f} degrees; what was made of it is written as straight {plane}"
+    told = (oblique,) if angle > OBLIQUE else ()
     array = np.ascontiguousarray(turned.array, "<f4")
     digest = hashlib.sha256(repr(array.shape).encode())
     for each in array:

@@ -12,6 +12,7 @@ import numpy as np
 import pydicom
 import pytest
 
+from app_sweep import PREFIX
 from app_volume import Shown, VolumeTab
 from pipeline.verification import verify
 from pipeline.volume_dicom import recipe_of
@@ -48,6 +49,7 @@ def test_a_run_shows_steps_and_gives_files(tab, tmp_path):
         for name in archive.namelist():
             if name.endswith(".dcm"):
                 assert verify(archive.read(name)).ok
+    assert Path(shown.archive).parent.name.startswith(PREFIX)  # what `sweep` knows as ours
     opened = tab._open(shown, 0.4)
     assert [update["value"] for update in opened[2:5]] == [
         middle_of(shown.mask, shown.recipe.volume)[plane] + 1 for plane in PLANES

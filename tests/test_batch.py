@@ -11,7 +11,9 @@ import sys
 import time
 from pathlib import Path
 
+import pydicom
 import pytest
+from pydicom.uid import RLELossless
 
 from pipeline.__main__ import main
 from pipeline.batch_csv import MANIFEST, MAX_CELL, Entry, Manifest, read_rows
@@ -77,6 +79,21 @@ def test_a_second_run_makes_nothing_and_a_damaged_file_is_made_again(whole, tiny
     assert contents(out) == contents(whole) | {f"{some.name}.damaged": contents(out)[f"{some.name}.damaged"]}
     assert main(arguments) == 1
     assert capsys.readouterr().out == ""
+
+
+def test_another_patient_or_compression_is_not_what_is_there(tiny_folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = command(tmp_path, out, tiny_folder)[3:]
+    listed(tmp_path, "prompt,seed,steps\nblood smear,3,1\n")
+    made = []
+    for more in ([], ["--patient", "id=4711"], ["--patient", "id=4711", "--compress", "rle"]):
+        assert main([*arguments, *more]) == 0
+        made.append(capsys.readouterr().out.split())
+        assert len(made[-1]) == 1
+        assert main([*arguments, *more]) == 0 and capsys.readouterr().out == ""
+    assert made[0] != made[1] == made[2] and len(list(out.glob("*.dcm"))) == 2
+    found = pydicom.dcmread(made[2][0])
+    assert found.PatientID.endswith("4711") and found.file_meta.TransferSyntaxUID == RLELossless
 
 
 def test_killed_at_any_moment_and_run_again(whole, tiny_folder, tmp_path):

@@ -32,7 +32,7 @@ def test_writes_and_prints_one_path_a_line(tiny_folder, tmp_path):
         "--compress",
         "jpegls",
         "--patient",
-        "age=054Y",
+        "age=54",
         "--out",
         str(out),
     )

@@ -58,6 +58,13 @@ def test_dciodvfy_finds_no_error_in_a_coloured_secondary_capture(compression, tm
 
 
 @pytest.mark.parametrize("name", PROFILES)
+def test_dciodvfy_finds_no_error_in_what_was_made_of_an_image(name, tmp_path):
+    recipe = recipe_of(name, strength=0.5, input_sha256="12" * 32)
+    (path,) = write_files([to_dataset(pixels_of(name), PROFILES[name], recipe)], tmp_path)
+    assert dciodvfy_errors(path) == []
+
+
+@pytest.mark.parametrize("name", PROFILES)
 def test_dciodvfy_finds_no_error_with_everything_given(name, tmp_path):
     patient = Patient(name="Müller^Ü=山田^太郎", id="1", age=54, birth_date="19500101")
     study = Study("Description", "Series", "A1", "S1", "20040607", "080000", "Doctor^No")

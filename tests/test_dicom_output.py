@@ -47,6 +47,14 @@ def read(path):
 # --- pixels -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", PROFILES)
+def test_of_an_image_nobody_promises_that_no_text_is_in_it(name):
+    """A cleaner of archives believes a NO."""
+    made_of_one = make(name, changes={"strength": 0.5, "input_sha256": "12" * 32})
+    assert make(name).BurnedInAnnotation == "NO"
+    assert made_of_one.get("BurnedInAnnotation") == ("YES" if made_of_one.Modality == "DX" else None)
+
+
 @pytest.mark.parametrize("name", GREY_PROFILES)
 def test_smooth_grey_uses_more_than_a_thousand_levels(name):
     pixels = smooth_pixels(256, 256)

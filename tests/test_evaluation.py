@@ -435,8 +435,8 @@ def test_history_keeps_each_round_and_refuses_a_mixture(tmp_path, capsys):
     assert add("second", tmp_path / "b") == 0  # again: no third line
     lines = history.history_table(json.loads(out.read_text()))
     assert lines[2:] == [
-        "| first | 0.200 | 0.200 | 0.200 | 0.200 | 50.0% | 50.0% |",
-        "| second | 0.100 | 0.100 | 0.100 | 0.100 | 75.0% | 75.0% |",
+        "| first | 0.200 | 0.200 | 0.200 | 0.200 | 50.0% of 64 | 50.0% of 64 |",
+        "| second | 0.100 | 0.100 | 0.100 | 0.100 | 75.0% of 64 | 75.0% of 64 |",
     ]
     (tmp_path / "b" / "fidelity-ct.json").write_text((tmp_path / "a" / "fidelity-ct.json").read_text())
     kept = out.read_text()

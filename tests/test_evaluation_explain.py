@@ -90,6 +90,10 @@ def test_marks_come_from_boxes_and_masks_of_the_table(tmp_path):
     assert upper is not None and upper[:16].all() and not upper[16:].any()
     box = mask_of(tmp_path, {"file_name": "a.png", "extra": json.dumps({"bbox_cxcywh": [0.25, 0.5, 0.5, 1]})}, SIDE)
     assert box is not None and box[:, :16].all() and not box[:, 16:].any()
+    for mask, says in (("DOE_JANE.png", "cannot be read"), ("../DOE_JANE.png", "leads out of the folder")):
+        with pytest.raises(ValueError, match=says) as raised:
+            mask_of(tmp_path, {"file_name": "a.png", "mask": mask}, SIDE)
+        assert "DOE" not in str(raised.value)
     assert mask_of(tmp_path, {"file_name": "a.png"}, SIDE) is None
     assert mask_of(tmp_path, {"file_name": "a.png", "extra": "{}"}, SIDE) is None
 

@@ -28,6 +28,7 @@ from evaluation.report_bars import (
     by_interval,
     difference_interval,
     ratio_interval,
+    utility_domains,
 )
 from hub_cards.facts import Facts
 
@@ -210,6 +211,8 @@ def test_a_doctored_value_moves_between_the_lists(own, tmp_path):
             found["both_minus_real"] = {"value": gain, "low": gain - 0.05, "high": gain + 0.05}
         for subject in ("Training on synthetic images alone, utility", "Adding synthetic to real images, utility"):
             assert after("utility", "domains/own/families", families, subject) == wanted
+    twice = {name: {"domains": {"brain-tumour": {"chance": 0.3, "families": {name: {}, "vgg19": {}}}}} for name in "ab"}
+    assert list(utility_domains(twice)["brain-tumour"]["families"]) == ["a", "vgg19", "b", "vgg19 (b)"]
     families["vgg19"]["both_minus_real"] = {"value": -0.2, "low": -0.3, "high": -0.1}  # one family is enough to fail
     assert after("utility", "domains/own/families", families, subject) == FAILED
     families["vgg19"]["synthetic_share_of_real"] = {"value": 0.2, "low": 0.1, "high": 0.3}  # and one to hold

@@ -18,6 +18,7 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
+from evaluation.folders import read_set
 from lora.data import TrainingData, read_training_data
 from lora.header_captions import HeaderFacts, header_facts, plain_header_caption, vary_header_caption, vary_text
 from pipeline.dicom_prompt import parse_prompt
@@ -282,6 +283,16 @@ def test_captions_csv_overrides_the_header(tmp_path):
         write_table(tmp_path / "captions.csv", [*rows, {"file_name": name, "text": "x", "group_id": "y"}])
         with pytest.raises(ValueError, match=message):
             read_training_data([tmp_path], **SMALL)
+
+
+def test_a_person_in_two_groups_is_one_person(tmp_path):
+    """A group may be a study: a person has several."""
+    groups, people = list("aabbccdd"), ["1", "1", "1", "1", "2", "2", "", ""]
+    pictures(tmp_path, 8, group_id=groups, patient_id=people)
+    data = read_training_data([tmp_path], **SMALL)
+    assert data.groups.tolist() == [0, 0, 0, 0, 1, 1, 2, 2]
+    assert read_training_data([tmp_path], **SMALL, group_column="group_id").groups.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert read_set(tmp_path, size=16).groups.tolist() == data.groups.tolist()
 
 
 @pytest.mark.parametrize(

@@ -335,6 +335,11 @@ def test_folders_that_are_not_ours_are_left_alone(data, finished, tiny_folder, t
     (tmp_path / "theirs" / "thesis.txt").write_text("years of work")
     assert run(data, tmp_path / "theirs", tiny_folder, "--overwrite") == 2
     assert "other files" in capsys.readouterr().err and (tmp_path / "theirs" / "thesis.txt").exists()
+    theirs = tmp_path / "runs" / "checkpoint"
+    theirs.mkdir(parents=True)
+    (theirs / "weights.bin").write_text("of another tool")
+    assert run(data, theirs.parent, tiny_folder, "--overwrite") == 2
+    assert "is not ours" in capsys.readouterr().err and (theirs / "weights.bin").exists()
     (tmp_path / "file").write_text("")
     assert run(data, tmp_path / "file", tiny_folder) == 2
 

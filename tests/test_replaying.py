@@ -11,6 +11,7 @@ from PIL import Image
 from pipeline import Patient
 from pipeline.__main__ import main
 from pipeline.dicom_files import write_files
+from pipeline.dicom_input import ImageInputError
 from pipeline.dicom_pixels import compress
 from pipeline.dicom_provenance import PRIVATE_CREATOR, PRIVATE_GROUP
 from pipeline.pipeline import SyntheticDicomPipeline
@@ -71,6 +72,10 @@ def test_image_to_image_needs_the_image(replayer, pipe, tmp_path):
         replayer.replay(dataset, tmp_path / "out", images=[tmp_path / "other.png"])
     assert not (tmp_path / "out").exists()
     assert replayer.replay(dataset, tmp_path / "out", images=[tmp_path / "other.png", tmp_path / "in.png"]).equal
+    of_another_kind = [tmp_path, tmp_path / "in.png"]  # a series, for a volume in the same call
+    assert replayer.replay(dataset, tmp_path / "out", images=of_another_kind).equal
+    with pytest.raises(ImageInputError, match="folder"):
+        replayer.replay(dataset, tmp_path / "out", images=[tmp_path])
 
 
 def test_what_differs_is_told(replayer, pipe, tmp_path):
@@ -97,6 +102,13 @@ def test_the_same_model_of_another_name_gives_the_same_uids(replayer, pipe, tmp_
     assert named.SOPInstanceUID != plain.SOPInstanceUID
     for dataset in (named, plain):
         assert replayer.replay(dataset, tmp_path).equal
+
+
+def test_a_model_of_another_kind_is_passed_over(tiny_folder, pipe, tmp_path):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "model_index.json").write_text("{}")
+    dataset = pipe(BRAIN, seed=1).dicoms[0]
+    assert Replayer([tmp_path / "broken", tiny_folder], device="cpu").replay(dataset, tmp_path / "out").equal
 
 
 def test_another_model_is_told(replayer, tiny, tmp_path):

@@ -147,6 +147,13 @@ def test_all_stages_and_the_export(packs, tmp_path, monkeypatch):
     assert torch.equal(taken.unet.conv_in.weight, better.unet.conv_in.weight)
     assert json.loads((snapshots[-1] / "training.json").read_text())["seconds"] == later["seconds"]
 
+    # Exported into what it came from, and exported again: nothing counts twice.
+    again = [*common[:3], tmp_path / "better", *common[4:], "--work", tmp_path / "same", "--out", tmp_path / "better"]
+    for _ in range(2):
+        assert train_base.main([str(o) for o in [*again, "--unet-steps", 2, "--stages", "unet", "export"]]) == 0
+        twice = json.loads((tmp_path / "better" / "training.json").read_text())
+        assert twice["images_seen"] == later["images_seen"] + 2 * 2 and len(twice["earlier"]) == 2
+
     # The autoencoder goes on in the latent space that it has; the decoder alone changes no latent.
     more = ["--work", tmp_path / "decoder", "--out", tmp_path / "sharper", "--decoder-steps", 2]
     assert (
@@ -262,5 +269,8 @@ def test_images_are_read_once_and_drawn_by_weight(packs, tmp_path):
     images = load_images(rows, 32, tmp_path)
     assert images.shape == (22, 32, 32, 3) and images.dtype == np.uint8
     assert np.array_equal(images, load_images(rows, 32, tmp_path))
+    other = tmp_path / "other.png"
+    Image.fromarray(np.full((40, 40), 77, np.uint8)).save(other)  # another picture of the same name
+    assert (load_images([{**rows[0], "path": str(other)}, *rows[1:]], 32, tmp_path)[0] == 77).all()
     weights = draw_weights(rows)
     assert weights.shape == (22,) and abs(weights.sum() - 1) < 1e-9

@@ -15,12 +15,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 from evaluation.__main__ import main as evaluate
 from pipeline.__main__ import main
+from pipeline.dicom_burned_in import BurnedInTextWarning
 from pipeline.dicom_profiles import PROFILES
 from pipeline.dicom_provenance import read_recipe
 from pipeline.replaying import CannotReplay, Replayer
 from pipeline.verification import verify
 from pipeline.volume_image import image_to_image
-from pipeline.volume_input import read_volume
+from pipeline.volume_input import InputVolume, read_volume
 
 from .adapter_samples import save_adapter
 from .test_volume_input import NAME, ORIENTATIONS, SPACING, VALUES, series
@@ -182,6 +183,36 @@ def test_text_in_many_slices_is_warned_of_once(tiny, source):
         image_to_image(tiny, PROMPT, written_on, 0.1, seed=1, num_inference_steps=1)
     told = [str(one.message) for one in caught if "burned-in" in str(one.message)]
     assert len(told) == 1 and told[0].startswith("3 slice(s)")
+    with pytest.warns(BurnedInTextWarning, match="as its header says"):
+        image_to_image(
+            tiny, PROMPT, dataclasses.replace(found, burned_in_annotation=True), 0.1, seed=1, num_inference_steps=1
+        )
+
+
+def test_small_letters_are_seen_before_slices_are_made_smaller(tiny):
+    """The tiny model has 64 pixels a side: there the letters of 512 are dust."""
+    picture = Image.new("L", (512, 512))
+    ImageDraw.Draw(picture).text((8, 8), "DOE JANE 19700101", 255, ImageFont.load_default(14))
+    values = np.stack([np.asarray(picture, np.float32) * 4 - 600] * 2)
+    source = InputVolume(values, "axial", (1.0, 1.0, 1.0), "CT", "0" * 64)
+    with pytest.warns(BurnedInTextWarning, match="2 slice"):
+        image_to_image(tiny, PROMPT, source, 0.1, seed=1, num_inference_steps=1)
+
+
+def test_what_does_not_go_into_one_object_is_refused_before_it_is_drawn(tiny, source, monkeypatch):
+    monkeypatch.setattr("pipeline.dicom_limits.MAX_PIXELS", 1000)
+    with pytest.raises(ValueError, match="does not go into one object"):
+        image_to_image(tiny, PROMPT, read_volume(source), 0.1, seed=1, one_object=True)
+
+
+def test_a_stray_file_does_not_change_what_is_made(tiny, source, tmp_path):
+    other = series(tmp_path / "same")
+    (other / "notes.txt").write_text("hello")
+    digests = {
+        image_to_image(tiny, PROMPT, read_volume(folder), 0.1, seed=1, num_inference_steps=1).recipe.digest()
+        for folder in (source, other)
+    }
+    assert len(digests) == 1
 
 
 def test_command_of_agreement(tiny_folder, source, tmp_path):

@@ -122,7 +122,13 @@ def test_other_files_of_the_folder_are_passed_over_and_told(tmp_path):
     folder = series(tmp_path / "in")
     (folder / "notes.txt").write_text("hello")
     os.mkfifo(folder / "pipe.dcm")
-    assert "1 file(s)" in read_volume(folder).warnings[0]
+    found = read_volume(folder)
+    assert found.passed_over == 1 and not found.warnings
+
+
+def test_what_the_header_says_of_text_is_heard(tmp_path):
+    assert read_volume(series(tmp_path / "says", BurnedInAnnotation="YES")).burned_in_annotation
+    assert not read_volume(series(tmp_path / "not", BurnedInAnnotation="NO")).burned_in_annotation
 
 
 def _spoilt(**changes):
