@@ -24,8 +24,6 @@ def measure(what: str, options: dict[str, Any]) -> tuple[dict[str, Any], Path]:
     function = _FUNCTIONS.get(what, what.replace("-", "_"))
     if what == "fidelity":
         function = _fidelity(options, out)
-    elif what == "curve":
-        del options["model"]
     elif what == "history":
         options["path"] = out
     elif what == "explain":
