@@ -385,7 +385,8 @@ def test_table_of_results_comes_from_the_files_alone(tmp_path):
     (tmp_path / "faithfulness.json").write_text(json.dumps({"tasks": tasks}))
     row = {"batch": 1, "steps": 9, "seconds_an_image": {"pipeline_to_dicom": 1.25}, "pipeline_to_bare": 1.0}
     machine = {"torch_threads": 2, "processor": "a processor"}
-    (tmp_path / "speed.json").write_text(json.dumps({"generation": [row], "size": [64, 64], "machine": machine}))
+    speed = {"generation": [row], "size": [64, 64], "machine": machine, "settings": {"default_steps": 9}}
+    (tmp_path / "speed.json").write_text(json.dumps(speed))
     record = {"seconds": 3600, "hardware": {"device": "cpu"}, "images_seen": 1234567}
     record["autoencoder_psnr_val"] = {m: {"autoencoder_db": 30.5, "pca_db": 29.5} for m in table.MODALITIES}
     (tmp_path / "training.json").write_text(json.dumps(record))

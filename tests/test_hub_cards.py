@@ -167,7 +167,7 @@ def test_what_is_not_measured_is_said_until_it_is(project, out):
 def test_results_of_another_model_are_told(project, out):
     facts = Facts(project.root, out / "synthetic-dicom")
     stale = cards.stale_results(facts)
-    assert len(stale) == 4 + 1 and "evaluation/results/fidelity-ct.json" in stale  # the results are the real model's
+    assert len(stale) == 4 + 2 and "evaluation/results/fidelity-ct.json" in stale  # the results are the real model's
     path = project.root / "evaluation/results/fidelity-ct.json"
     before = path.read_text()
     result = json.loads(before)
