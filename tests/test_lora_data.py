@@ -384,7 +384,7 @@ def test_imagefolder_with_everything(tmp_path):
         "modality": ["chest-xray"] * 5 + ["DX"] * 4 + ["DX"],
     }
     data = read_training_data([pictures(tmp_path, 10, **columns)], **SMALL)
-    assert data.groups.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4]
+    assert data.groups.tolist() == [0, 0, 0, 0, 1, 1, 2, 2, 3]  # person 1 has two groups
     assert data.validation.tolist() == [False] * 6 + [True] * 3
     assert data.licences == ("CC BY 4.0", "CC0")
     assert data.modalities == {"chest-xray": 5, "DX": 4}
