@@ -140,9 +140,5 @@ def _recognised(found: dict[str, Any]) -> str:
     return own + (f" (any chest X-ray {found['any_chest_xray']['share']:.1%})" if "any_chest_xray" in found else "")
 
 
-def _mean(found: dict[str, float]) -> str:
-    return f"{found['mean']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
-
-
 def _kid(found: dict[str, float]) -> str:
     return f"{found['kid']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"

@@ -18,7 +18,6 @@ from . import dicom_burned_in, dicom_input, dicom_limits, guarded_child
 ImageInputError = dicom_limits.ImageInputError
 InputImage = dicom_input.InputImage
 
-MAX_SECONDS, MAX_MEMORY = guarded_child.MAX_SECONDS, guarded_child.MAX_MEMORY
 _LONGEST = dicom_limits.MAX_PIXELS * 3 * 4 + 2**20
 _DAMAGED = "`image` cannot be read; it may be damaged."
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -49,8 +48,8 @@ def read_guarded(
     path: str | os.PathLike[str],
     *,
     frame: int | None = None,
-    seconds: float = MAX_SECONDS,
-    memory: int = MAX_MEMORY,
+    seconds: float = guarded_child.MAX_SECONDS,
+    memory: int = guarded_child.MAX_MEMORY,
 ) -> GuardedImage:
     """Read a DICOM file or picture as `read_image` does, in a child process, and look for burned-in text.
 
