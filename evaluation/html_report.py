@@ -10,7 +10,19 @@ from collections.abc import Callable
 from html import escape
 from pathlib import Path
 
-from .report_bars import BARS, COMMANDS, FAILED, HELD, MISSING, STATES, UNSETTLED, Results, Verdict, all_verdicts
+from .report_bars import (
+    BARS,
+    COMMANDS,
+    FAILED,
+    HELD,
+    MISSING,
+    STATES,
+    UNSETTLED,
+    Results,
+    Verdict,
+    all_verdicts,
+    utility_shortfalls,
+)
 from .report_parts import folded, paragraph, provenance_of, table
 from .report_sections import (
     Files,
@@ -145,6 +157,8 @@ def summary(results: Results, verdicts: list[Verdict]) -> str:
         f"{counts[UNSETTLED]} are not settled and {counts[HELD]} held; {counts[MISSING]} points were not measured. "
     )
     parts = [paragraph(words + "Brackets are 95 % intervals.")]
+    if short := utility_shortfalls(results.get("utility", {})):
+        parts.append(paragraph(f"By their values, training on synthetic images falls short: {short}."))
     if len(models := models_of(results)) > 1:
         listed = "; ".join(f"{digest[:12]}: {', '.join(files)}" for digest, files in models.items())
         parts.append(paragraph(f"These results are of {len(models)} different models and not one picture: {listed}."))

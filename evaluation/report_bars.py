@@ -189,6 +189,27 @@ def _utility(files: Mapping[str, dict[str, Any]]) -> Iterator[Verdict]:
             yield Verdict(state, f"Adding synthetic to real images, {title}", words)
 
 
+def utility_shortfalls(files: Mapping[str, dict[str, Any]]) -> str:
+    """Say by the values themselves, settled or not, where synthetic images fall short; empty where nowhere."""
+    short = []
+    for title, found in utility_domains(files).items():
+        families = found["families"].items()
+        shares = {
+            family: one["synthetic_share_of_real"]["value"]
+            for family, one in families
+            if "synthetic_share_of_real" in one
+        }
+        if shares and max(shares.values()) < PASS_SHARE:
+            best = max(shares, key=lambda family: shares[family])
+            short.append(f"{title}: alone {shares[best]:.2f} of real at best ({best}), wanted {PASS_SHARE:.2f}")
+        for family, one in families:
+            if one.get("both_minus_real", {}).get("value", 0) < 0:
+                short.append(
+                    f"{title}: added to real {one['both_minus_real']['value']:+.3f} ({family}), wanted 0 or more"
+                )
+    return "; ".join(short)
+
+
 def ratio_interval(made: dict[str, Any], real: dict[str, Any], seed: int = 0) -> tuple[float, float, float]:
     """Class-balanced accuracy on generated images over that on real ones, with its 95 % interval.
 

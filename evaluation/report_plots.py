@@ -72,6 +72,7 @@ def interval_plot(
     names = {
         title: list(dict.fromkeys(name for found in some.values() for name in found)) for title, some in panels.items()
     }
+    styles = list(dict.fromkeys(what for series in panels.values() for what in series))  # one in all panels
     heights = [0.9 + len(names[title]) * (0.14 + 0.09 * len(series)) for title, series in panels.items()]
     figure, axes = _panels(list(panels), heights, columns)
     for axis, (title, series) in zip(axes, panels.items(), strict=False):
@@ -83,8 +84,8 @@ def interval_plot(
                 values,
                 places,
                 xerr=[below, above],
-                fmt=MARKERS[number % len(MARKERS)],
-                color=COLOURS[number % len(COLOURS)],
+                fmt=MARKERS[styles.index(what) % len(MARKERS)],
+                color=COLOURS[styles.index(what) % len(COLOURS)],
                 markersize=4,
                 linewidth=1.2,
                 label=what,

@@ -29,6 +29,7 @@ from evaluation.report_bars import (
     difference_interval,
     ratio_interval,
     utility_domains,
+    utility_shortfalls,
 )
 from hub_cards.facts import Facts
 
@@ -209,6 +210,9 @@ def test_a_doctored_value_moves_between_the_lists(own, tmp_path):
         for found in families.values():
             found["synthetic_share_of_real"] = {"value": share, "low": share - 0.05, "high": share + 0.05}
             found["both_minus_real"] = {"value": gain, "low": gain - 0.05, "high": gain + 0.05}
+        domains = {"utility": {"domains": {"own": {"families": families}}}}
+        assert ("alone 0.50" in utility_shortfalls(domains)) == (share < 0.85)
+        assert ("added to real -0.200" in utility_shortfalls(domains)) == (gain < 0)
         for subject in ("Training on synthetic images alone, utility", "Adding synthetic to real images, utility"):
             assert after("utility", "domains/own/families", families, subject) == wanted
     twice = {name: {"domains": {"brain-tumour": {"chance": 0.3, "families": {name: {}, "vgg19": {}}}}} for name in "ab"}
