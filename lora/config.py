@@ -53,6 +53,10 @@ class AdapterConfig:
     gradient_checkpointing: bool = _option("compute activations twice to save memory", False)
     mixed_precision: str | None = _option("by default bf16 where the device has it, else no", None, choices=PRECISIONS)
     ema_decay: float = _option("decay of the moving average of the weights, which is what is kept", 0.99)
+    noise_shift: float | None = _option(
+        "rectified flow: below 1 favours levels of little noise, where detail is learnt; by default 2 at 256 pixels",
+        None,
+    )
     caption_drop: float = _option("share of images shown without caption, for classifier-free guidance", 0.1)
     caption_variants: int = _option("wordings of each caption, kept in memory", 6)
     validate_every: int = _option("steps between validations, each with a sample sheet", 150)
@@ -105,7 +109,7 @@ class AdapterConfig:
         for name, low, high in (("caption_drop", 0, 1), ("ema_decay", 0, 1), ("validation_share", 0, 1)):
             if not low <= getattr(self, name) < high:
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}; allowed is from {low} to below {high}")
-        for name in ("learning_rate", "alpha"):
+        for name in ("learning_rate", "alpha", "noise_shift"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise ValueError(f"`{name}` is {value!r}; allowed is a number above 0")

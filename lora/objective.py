@@ -27,7 +27,8 @@ class Objective:
     noise_schedule
         The checkpoint's own, for the latter.
     shift
-        For the former: larger images need more noise before their layout is lost.
+        For the former: larger images need more noise before their layout is lost. Below 1 the levels crowd at little
+        noise, where detail is learnt.
     """
 
     prediction_type: str
@@ -35,13 +36,13 @@ class Objective:
     shift: float = 1.0
 
     @classmethod
-    def of(cls, scheduler: Any, latent_side: int) -> Objective:
-        """The objective that a pipeline's scheduler asks for.
+    def of(cls, scheduler: Any, latent_side: int, shift: float | None = None) -> Objective:
+        """The objective that a pipeline's scheduler asks for; `shift` is by default that of the latents' size.
 
         Raises
         ------
         ValueError
-            Its `prediction_type` is one that we cannot train.
+            Its `prediction_type` is one that we cannot train, or is not rectified flow and has no `shift`.
         """
         kind = scheduler.config.get("prediction_type", "epsilon")
         if kind not in PREDICTION_TYPES:
@@ -49,8 +50,17 @@ class Objective:
                 f"`model` has a scheduler with `prediction_type` {kind!r}; allowed are "
                 f"{', '.join(map(repr, PREDICTION_TYPES))}"
             )
+        if shift is not None and kind != "flow_prediction":
+            raise ValueError(
+                f"`noise_shift` is {shift!r}, but `model` has a scheduler with `prediction_type` {kind!r}; allowed is "
+                "a shift for rectified flow alone"
+            )
         known = {"flow_prediction": "epsilon"}.get(kind, kind)  # the schedule of noise is not used for a flow
-        return cls(kind, DDPMScheduler.from_config(scheduler.config, prediction_type=known), latent_side / 16)
+        return cls(
+            kind,
+            DDPMScheduler.from_config(scheduler.config, prediction_type=known),
+            latent_side / 16 if shift is None else shift,
+        )
 
     def corrupt(
         self, clean: torch.Tensor, noise: torch.Tensor, position: torch.Tensor

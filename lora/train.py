@@ -27,6 +27,7 @@ from .adapter_record import finish, guess_modality
 from .config import AdapterConfig, parse_config
 from .data import TrainingData, read_training_data
 from .encoding import choose_prompts, encode_data
+from .objective import Objective
 from .precision import has_bfloat16
 from .run_folder import RunFolder
 from .trainer import AdapterTrainer
@@ -103,6 +104,7 @@ def train_adapter(config: AdapterConfig, *, say: Callable[[str], None] = print) 
     pipe = load_base(config.model)
     side = pipe.unet.config.sample_size
     side = side if isinstance(side, int) else side[0]
+    Objective.of(pipe.scheduler, side, config.noise_shift)  # what cannot be trained is refused before anything is read
     data = read_data(config, side * pipe.vae_scale_factor)
     if (training := int((~data.validation).sum())) < 2:
         raise ValueError(f"`data` has {training} images to train on; allowed are at least 2")

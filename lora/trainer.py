@@ -48,7 +48,7 @@ class AdapterTrainer:
         self.config, self.accelerator, self.pipe, self.folder = config, accelerator, pipe, folder
         self.data, self.encoded = data, encoded
         self.training = np.flatnonzero(~data.validation)
-        self.objective = Objective.of(pipe.scheduler, encoded.latents.shape[-1])
+        self.objective = Objective.of(pipe.scheduler, encoded.latents.shape[-1], config.noise_shift)
         # Kept and not read again at the end: a model's folder may change while hours of training go by.
         self.full_precision = copy.deepcopy(pipe.unet).cpu() if accelerator.mixed_precision != "no" else None
         self.lora = torch.nn.ParameterList(add_lora(pipe.unet, config, DTYPES[accelerator.mixed_precision]))

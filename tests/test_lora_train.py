@@ -354,6 +354,7 @@ def test_folders_that_are_not_ours_are_left_alone(data, finished, tiny_folder, t
         (["--caption-drop", "1"], "`caption_drop` is 1.0"),
         (["--modality", "Doe^John"], "`modality` is 'Doe^John'"),
         (["--learning-rate", "nan"], "`learning_rate` is nan"),
+        (["--noise-shift", "0"], "`noise_shift` is 0.0"),
         (["--model", "nowhere/at-all"], "`model` is 'nowhere/at-all'"),
         (["--data", "nowhere"], "nowhere"),
         (["--out", "a b"], "`out` ends in 'a b'"),

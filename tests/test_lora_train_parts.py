@@ -54,12 +54,16 @@ def test_objectives_predict_what_the_scheduler_asks_for():
     assert torch.allclose(noisy - sigma * target, clean, atol=1e-5) and (timesteps.diff() > 0).all()
     middle = Objective.of(tiny_pipeline().scheduler, 16).corrupt(clean, noise, torch.full((6,), 0.5))[1]
     assert torch.allclose(middle, torch.full((6,), 500.0))  # logit-normal: half of the levels below a half
+    shifted = Objective.of(tiny_pipeline().scheduler, 16, 0.25).corrupt(clean, noise, torch.full((6,), 0.5))[1]
+    assert torch.allclose(shifted, torch.full((6,), 200.0))  # below 1: less noise
     for kind in ("epsilon", "v_prediction", "sample"):
         scheduler = DDPMScheduler(prediction_type=kind, beta_schedule="scaled_linear", clip_sample=False)
         noisy, timesteps, target = Objective.of(scheduler, 32).corrupt(clean, noise, position)
         for i, t in enumerate(timesteps):  # the scheduler finds the clean image from a perfect prediction
             found = scheduler.step(target[i : i + 1], t, noisy[i : i + 1]).pred_original_sample
             assert torch.allclose(found, clean[i : i + 1], atol=2e-2)
+        with pytest.raises(ValueError, match="`noise_shift` is 0.5"):
+            Objective.of(scheduler, 32, 0.5)
     with pytest.raises(ValueError, match="prediction_type"):
         Objective.of(type("Odd", (), {"config": {"prediction_type": "score"}}), 32)
 
