@@ -75,6 +75,7 @@ def render_card(record: dict[str, Any]) -> str:
         "",
         f"- {record['steps']} steps, {record['images_seen']} images seen; kept are the weights of step "
         f"{record['kept_step']}; ended because: {record['stop_reason']}",
+        *_rounds(record["config"]),
         _losses(record["losses"]),
         f"- copies of training images among {copies['samples']} samples of the kept step: {copies['kept']} "
         f"(bare base: {copies['bare_base']})",
@@ -89,6 +90,15 @@ def render_card(record: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _rounds(config: dict[str, Any]) -> list[str]:
+    if not config.get("rounds"):
+        return []
+    return [
+        f"- of them the last {config['rounds']} rounds against its own samples (Direct Discriminative Optimization, "
+        f"Zheng et al. 2025): {config['round_samples']} samples and {config['round_steps']} steps each"
+    ]
 
 
 def _losses(losses: dict[str, Any]) -> str:

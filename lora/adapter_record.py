@@ -121,13 +121,13 @@ def training_record(
     reason: str,
 ) -> dict[str, Any]:
     """All that `training.json` says but the verdict: data, settings, losses, hardware; no path and no identifier."""
-    config, best = trainer.config, trainer.best_record()
+    config, best = trainer.config, trainer.history.best()
     assert best is not None  # a run without ends with an error
     rows, seeds = trainer.sheet_requests()
     order = {int(row): prompt for row, prompt in zip(trainer.encoded.prompts, prompts, strict=True)}
     images = config.batch * config.accumulate
     training = [record["loss"] for record in trainer.folder.read_log() if "loss" in record]
-    validation = [r["validation_loss"] for r in trainer.history if r["validation_loss"] is not None]
+    validation = [r["validation_loss"] for r in trainer.history.records if r["validation_loss"] is not None]
     held_out = data.validation
     return {
         "command": "python -m lora.train",
@@ -159,8 +159,8 @@ def training_record(
         "copies": {
             "samples": best["samples"],
             "kept": best["copies"],
-            "bare_base": trainer.history[0]["copies"],
-            "last": trainer.history[-1]["copies"],
+            "bare_base": trainer.history.records[0]["copies"],
+            "last": trainer.history.records[-1]["copies"],
         },
         "samples": {
             "prompts": [order[row] for row in rows],

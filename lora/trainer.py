@@ -20,20 +20,22 @@ from .config import AdapterConfig
 from .data import TrainingData
 from .encoding import EMPTY, EncodedData
 from .objective import Objective, learning_rate_at
+from .own_samples import OwnSamples, discriminative_loss
 from .run_folder import RunFolder
+from .run_history import RunHistory
 from .samples import CopyCheck, Sampler, decode, write_sheet
 from .validation import ValidationLoss
 
 LOG_EVERY = 10
-COPIES_ALLOWED = 0.25  # share of the samples
 
 
 class AdapterTrainer:
     """A run: the adapter's weights as they are trained, their moving average, the best so far, and the history.
 
+    Plain denoising comes first, then the rounds against own samples, where the configuration asks for any.
+
     Step `s` draws its images, noise and wordings from (seed, s) alone, so that neither a break nor the number of
-    processes changes what is learnt. What is decided (the best weights, when to stop) follows from the history, the
-    lines of the log that validations wrote.
+    processes changes what is learnt. What is decided (the best weights, when to stop) follows from the history.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class AdapterTrainer:
             torch.nn.ParameterList(p.detach().clone() for p in self.lora).requires_grad_(False) for _ in range(2)
         )
         self.loss_scale = torch.nn.ParameterList([torch.zeros(2)]).requires_grad_(False)  # of fp16
+        self.own = OwnSamples(self) if config.rounds else None
         self.optimizer = torch.optim.AdamW(
             self.lora.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
         )
@@ -65,7 +68,7 @@ class AdapterTrainer:
             self.objective, accelerator, data, encoded, batch=config.batch, seed=config.seed
         )
         self.copy_check = CopyCheck(encoded.latents, data.groups, data.validation)
-        self.history: list[dict[str, Any]] = []
+        self.history = RunHistory(config)
         self.step, self.seconds = 0, 0.0
 
     # ---- weights ------------------------------------------------------------------------------------------------
@@ -91,7 +94,8 @@ class AdapterTrainer:
             self.pipe.unet.enable_adapters()
 
     def _stored(self) -> dict[str, torch.nn.Module]:
-        return {"lora": self.lora, "ema": self.ema, "best": self.best, "loss_scale": self.loss_scale}
+        own = self.own.stored if self.own else {}
+        return {"lora": self.lora, "ema": self.ema, "best": self.best, "loss_scale": self.loss_scale, **own}
 
     def save(self) -> None:
         """Write the checkpoint (main process)."""
@@ -115,45 +119,96 @@ class AdapterTrainer:
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             self.folder.write_log(log)
-        self.history = [record for record in log if "copies" in record]
+        self.history.records = [record for record in log if "copies" in record]
 
     # ---- one step -----------------------------------------------------------------------------------------------
 
     def train_step(self) -> torch.Tensor:
         """One optimizer step; returns the loss, this process's share of it."""
         config, device = self.config, self.accelerator.device
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        begun, number, step = self.history.rounds_begin(), None, self.step
+        if begun is None:
+            rate, most = learning_rate_at(step, config.steps, config.learning_rate), config.ema_decay
+        else:
+            number, step = divmod(self.step - begun, config.round_steps)
+            rate = learning_rate_at(step, config.round_steps, config.round_learning_rate)
+            most = min(config.ema_decay, 1 - 4 / max(config.round_steps, 4))  # over a round's last quarter
+            if step == 0:
+                self.begin_round(number)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate_at(self.step, config.steps, config.learning_rate)
+            group["lr"] = rate
         total = torch.zeros((), device=device)
         self.model.train()
         for micro in range(config.accumulate):
-            rng = np.random.default_rng([config.seed, self.step, micro])
-            index = rng.choice(self.training, config.batch, replace=config.batch > len(self.training))
-            text = self.encoded.wordings[rng.integers(len(self.encoded.wordings), size=config.batch), index]
-            text[rng.random(config.batch) < config.caption_drop] = EMPTY
-            draw = torch.Generator().manual_seed(int(rng.integers(2**62)))
-            clean = self.encoded.latents[torch.from_numpy(index)].float()
-            noise, position = torch.randn(clean.shape, generator=draw), torch.rand(config.batch, generator=draw)
-            embedded = self.encoded.embeddings[torch.from_numpy(text)].float()
-            # Each process takes its share of the one global batch.
-            clean, noise, embedded = (tensor[rank::world].to(device) for tensor in (clean, noise, embedded))
-            noisy, timesteps, target = self.objective.corrupt(clean, noise, position[rank::world])
+            clean, noise, position, embedded = self._draw_batch(micro, number)
+            noisy, timesteps, target = self.objective.corrupt(clean, noise, position)
+            noisy = noisy.contiguous(memory_format=torch.channels_last)
+            reference = self._reference_errors(noisy, timesteps, embedded, target) if number is not None else None
             last = micro == config.accumulate - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
-                noisy = noisy.contiguous(memory_format=torch.channels_last)
                 predicted = self.model(noisy, timesteps, embedded, return_dict=False)[0]
-                loss = (predicted.float() - target).square().mean((1, 2, 3)).sum() * world / config.batch
+                losses = (predicted.float() - target).square().mean((1, 2, 3))
+                if reference is not None:
+                    losses = discriminative_loss(losses.view(2, -1), reference.view(2, -1))
+                loss = losses.sum() * self.accelerator.num_processes / config.batch
                 self.accelerator.backward(loss)
             total += loss.detach() / config.accumulate
         self.accelerator.clip_grad_norm_(self.lora.parameters(), 1.0)
         self.prepared.step()
         self.prepared.zero_grad(set_to_none=True)
-        decay = min(config.ema_decay, (self.step + 1) / (self.step + 10))
+        decay = min(most, (step + 1) / (step + 10))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.ema), list(self.lora), 1 - decay)
         self.step += 1
         return total
+
+    def _draw_batch(
+        self, micro: int, number: int | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Draw this process's share of a batch: clean latents, noise, places of the levels (on the CPU), captions.
+
+        In a round real images come first, then as many own samples with the same noise levels.
+        """
+        config = self.config
+        rng = np.random.default_rng([config.seed, self.step, micro])
+        index = rng.choice(self.training, config.batch, replace=config.batch > len(self.training))
+        text = self.encoded.wordings[rng.integers(len(self.encoded.wordings), size=config.batch), index]
+        text[rng.random(config.batch) < config.caption_drop] = EMPTY
+        draw = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        clean = self.encoded.latents[torch.from_numpy(index)].float()
+        noise, position = torch.randn(clean.shape, generator=draw), torch.rand(config.batch, generator=draw)
+        parts = [(clean, noise, position, text)]
+        if self.own is not None and number is not None:
+            index = rng.choice(config.round_samples, config.batch, replace=config.batch > config.round_samples)
+            text = self.own.captions(number)[index]
+            text[rng.random(config.batch) < config.caption_drop] = EMPTY
+            clean = self.own.latents[0].detach()[torch.from_numpy(index)]
+            parts.append((clean, torch.randn(clean.shape, generator=draw), position, text))
+        # Each process takes its share of the one global batch.
+        rank, world, device = self.accelerator.process_index, self.accelerator.num_processes, self.accelerator.device
+        clean, noise, position = (torch.cat([part[i][rank::world] for part in parts]) for i in range(3))
+        embedded = torch.cat([self.encoded.embeddings[torch.from_numpy(p[3][rank::world])] for p in parts]).float()
+        return clean.to(device), noise.to(device), position, embedded.to(device)
+
+    # ---- rounds against own samples -----------------------------------------------------------------------------
+
+    def begin_round(self, number: int) -> None:
+        """Start a round from the best weights so far: they are the reference, whose samples are drawn anew."""
+        assert self.own is not None
+        for weights in (self.lora, self.ema, self.own.reference):
+            copy_weights(self.best, weights)
+        self.optimizer.state.clear()
+        self.own.draw(number)
+
+    @torch.no_grad()
+    def _reference_errors(
+        self, noisy: torch.Tensor, timesteps: torch.Tensor, embedded: torch.Tensor, target: torch.Tensor
+    ) -> torch.Tensor:
+        assert self.own is not None
+        with self.weights(self.own.reference), self.accelerator.autocast():
+            predicted = self.pipe.unet(noisy, timesteps, embedded, return_dict=False)[0]
+        self.model.train()
+        return (predicted.float() - target).square().mean((1, 2, 3))
 
     # ---- validation ---------------------------------------------------------------------------------------------
 
@@ -171,8 +226,10 @@ class AdapterTrainer:
             "samples": len(latents),
             "seconds": self.seconds,
         }
-        self.history.append(record)
-        if self.best_record() is record:
+        if done := self.history.rounds_done(self.step):
+            record["round"] = done
+        self.history.records.append(record)
+        if self.history.best() is record:
             copy_weights(self.ema, self.best)
         if self.accelerator.is_main_process:
             self.write_sheet(latents, f"step-{self.step:06d}")
@@ -210,26 +267,6 @@ class AdapterTrainer:
         images = decode(self.pipe.vae, latents, self.accelerator.device)
         write_sheet(images, self.folder.samples / f"{name}.jpg")
 
-    def copying(self, record: dict[str, Any]) -> bool:
-        """Whether a validation found more copies than allowed, and more than the bare base makes (history's first)."""
-        return record["copies"] > max(COPIES_ALLOWED * record["samples"], self.history[0]["copies"])
-
-    def best_record(self) -> dict[str, Any] | None:
-        """The validation whose weights are kept: least loss, or the last where no images are held out."""
-        sound = [record for record in self.history[1:] if not self.copying(record)]
-        if not sound:
-            return None
-        return sound[-1] if sound[-1]["validation_loss"] is None else min(sound, key=lambda r: r["validation_loss"])
-
-    def stop_reason(self) -> str | None:
-        """Why training ends here; None while it goes on."""
-        if len(self.history) > 1 and self.copying(self.history[-1]):
-            return "samples copy training images"
-        best = self.best_record()
-        if best is not None and len(self.history) - 1 - self.history.index(best) >= self.config.patience:
-            return "validation loss no longer falls"
-        return "all steps done" if self.step >= self.config.steps else None
-
     # ---- the whole ----------------------------------------------------------------------------------------------
 
     def run(self) -> str:
@@ -242,33 +279,35 @@ class AdapterTrainer:
         """
         self.resume()
         begun = time.monotonic() - self.seconds
-        if not self.history:
+        if not self.history.records:
             self.validate()
             self.save()
         losses: list[torch.Tensor] = []
         main = self.accelerator.is_main_process
-        bar = tqdm(total=self.config.steps, initial=self.step, desc="training", disable=not main, mininterval=1)
-        while (reason := self.stop_reason()) is None:
+        planned = self.config.steps + self.config.rounds * self.config.round_steps
+        bar = tqdm(total=planned, initial=self.step, desc="training", disable=not main, mininterval=1)
+        while (reason := self.history.stop_reason(self.step)) is None:
             losses.append(self.train_step())
             self.seconds = time.monotonic() - begun
             bar.update()
-            if self.step % LOG_EVERY == 0 or self.step == self.config.steps:
+            validated = self.history.validation_due(self.step)
+            if self.step % LOG_EVERY == 0 or validated:
                 loss = float(self.accelerator.reduce(torch.stack(losses).mean(), "mean"))
                 losses = []
                 self.check_finite(loss)
                 bar.set_postfix(loss=f"{loss:.4f}")
                 if main:
                     self.folder.add_to_log({"step": self.step, "loss": loss, "seconds": self.seconds})
-            validated = self.step % self.config.validate_every == 0 or self.step == self.config.steps
             if validated:
                 self.validate()
             if validated or self.step % self.config.save_every == 0:
                 self.save()
         bar.close()
-        if self.best_record() is None:
+        if self.history.best() is None:
+            name = "validate_every" if self.history.rounds_begin() is None else "round_steps"
             raise ValueError(
-                f"`validate_every` is {self.config.validate_every}: so early the samples already copy training images; "
-                "validate sooner, lower `learning_rate`, or give more images"
+                f"`{name}` is {getattr(self.config, name)}: so early the samples already copy training images; take "
+                "fewer, lower the learning rate, or give more images"
             )
         return reason
 

@@ -221,6 +221,62 @@ def test_no_identifier_of_a_patient_is_written(tiny_folder, tmp_path, capfd):
             assert word.lower() not in spoken.lower()
 
 
+ROUNDS = ("--rounds", 2, "--round-steps", 3, "--round-samples", 3)
+
+
+def test_rounds_against_own_samples(data, tiny_folder, tmp_path, trainers):
+    out = tmp_path / "adapter"
+    assert run(data, out, tiny_folder, *ROUNDS, steps=2) == 0
+    record = json.loads((out / "training.json").read_text())
+    assert record["steps"] == record["kept_step"] == 8 and record["stop_reason"] == "all rounds done"
+    assert record["config"]["rounds"] == 2 and "2 rounds against its own samples" in (out / "README.md").read_text()
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    told = [(line["step"], line.get("round")) for line in log if "copies" in line]
+    assert told == [(0, None), (2, None), (5, 1), (8, 2)]
+    # The second round's samples are those of the first round's weights.
+    own = trainers[0].own
+    assert not torch.equal(own.latents[0][0], own.latents[0][1])
+    with trainers[0].weights(own.reference):
+        again = trainers[0].sampler.draw(own.captions(1).tolist(), [2_100_000 + i for i in range(3)])
+    assert torch.allclose(own.latents[0].detach(), again, atol=1e-4)
+
+
+def test_a_round_tells_real_images_from_own_samples(data, tiny_folder, tmp_path, trainers):
+    """What it learns: real images are denoised better than by the reference, or own samples worse."""
+    options = ("--rounds", 1, "--round-steps", 30, "--round-samples", 8, "--round-learning-rate", 0.005, "--batch", 8)
+    assert run(data, tmp_path / "adapter", tiny_folder, *options, steps=0) == 0
+    trainer = trainers[0]
+    trainer.step = 999  # a batch that was not drawn
+    clean, noise, position, embedded = trainer._draw_batch(0, 0)
+    noisy, timesteps, target = trainer.objective.corrupt(clean, noise, position)
+    errors = []
+    with torch.no_grad():
+        for weights in (trainer.best, trainer.own.reference):
+            with trainer.weights(weights):
+                predicted = trainer.pipe.unet(noisy, timesteps, embedded, return_dict=False)[0]
+            errors.append((predicted - target).square().mean((1, 2, 3)).view(2, -1).mean(1))
+    real, own = errors[0] - errors[1]
+    assert real < own
+
+
+@pytest.mark.parametrize("at", [3, 4, 6])  # in the first step of a round, within one, and between two
+def test_a_run_broken_off_in_a_round_ends_with_the_same_weights(data, tiny_folder, tmp_path, monkeypatch, at):
+    whole, broken = tmp_path / "whole" / "adapter", tmp_path / "broken" / "adapter"
+    assert run(data, whole, tiny_folder, *ROUNDS, steps=2) == 0
+    original, left = AdapterTrainer.train_step, [at]
+
+    def break_off(self: AdapterTrainer) -> torch.Tensor:
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+        return original(self)
+
+    monkeypatch.setattr(AdapterTrainer, "train_step", break_off)
+    assert run(data, broken, tiny_folder, *ROUNDS, steps=2) == 130
+    assert run(data, broken, tiny_folder, *ROUNDS, steps=2) == 0
+    assert same(weights_of(broken), weights_of(whole))
+
+
 def test_one_person_alone_trains_without_verdict(tiny_folder, tmp_path):
     folder = make_folder(tmp_path / "pictures", people=1, images_each=5)
     with pytest.warns(UserWarning, match="one person"):
@@ -355,6 +411,9 @@ def test_folders_that_are_not_ours_are_left_alone(data, finished, tiny_folder, t
         (["--modality", "Doe^John"], "`modality` is 'Doe^John'"),
         (["--learning-rate", "nan"], "`learning_rate` is nan"),
         (["--noise-shift", "0"], "`noise_shift` is 0.0"),
+        (["--rounds", "-1"], "`rounds` is -1"),
+        (["--rounds", "1", "--round-samples", "0"], "`round_samples` is 0"),
+        (["--rounds", "1", "--round-learning-rate", "nan"], "`round_learning_rate` is nan"),
         (["--model", "nowhere/at-all"], "`model` is 'nowhere/at-all'"),
         (["--data", "nowhere"], "nowhere"),
         (["--out", "a b"], "`out` ends in 'a b'"),
@@ -397,9 +456,10 @@ def test_inpainting_checkpoints_are_refused(data, tmp_path, capsys):
 # ---- sizes -----------------------------------------------------------------------------------------------------------
 
 
-def test_steps_do_not_depend_on_how_the_batch_is_divided(data, tiny_folder, tmp_path, trainers, monkeypatch):
+@pytest.mark.parametrize("options", [(), ROUNDS])
+def test_steps_do_not_depend_on_how_the_batch_is_divided(data, tiny_folder, tmp_path, trainers, monkeypatch, options):
     """Two processes that average their gradients learn what one does: here their shares are added up by hand."""
-    assert run(data, tmp_path / "adapter", tiny_folder, steps=2) == 0
+    assert run(data, tmp_path / "adapter", tiny_folder, *options, steps=2) == 0
     trainer = trainers[0]
     gradients: list[list[torch.Tensor]] = []
     accelerator = trainer.accelerator
@@ -412,7 +472,7 @@ def test_steps_do_not_depend_on_how_the_batch_is_divided(data, tiny_folder, tmp_
     for rank, world in ((0, 1), (0, 2), (1, 2)):
         monkeypatch.setattr(type(accelerator), "process_index", rank)
         monkeypatch.setattr(type(accelerator), "num_processes", world)
-        trainer.step = 1
+        trainer.step = 3 if options else 1  # within a round
         trainer.train_step()
     for whole, first, second in zip(*gradients, strict=True):
         assert torch.allclose(whole, (first + second) / 2, atol=1e-6)

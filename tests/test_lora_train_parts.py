@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from lora.config import AdapterConfig, add_options, parse_config
 from lora.data import TrainingData, read_training_data
 from lora.encoding import choose_prompts
 from lora.objective import Objective, learning_rate_at
+from lora.own_samples import discriminative_loss
+from lora.run_history import RunHistory
 from lora.samples import CopyCheck, write_sheet
-from lora.trainer import AdapterTrainer
 from lora.verdict import paired_difference
 
 from .test_lora_train import CAPTIONS, make_folder
@@ -110,12 +112,57 @@ def history(*losses: float, copies: dict[int, int] | None = None) -> list[dict[s
     ],
 )
 def test_when_to_stop_and_what_to_keep(past, kept, reason):
-    trainer = object.__new__(AdapterTrainer)
-    trainer.config = AdapterConfig(("x",), Path("x"), patience=2, steps=100)
-    trainer.history, trainer.step = past, len(past)
-    best = trainer.best_record()
+    told = RunHistory(AdapterConfig(("x",), Path("x"), patience=2, steps=100))
+    told.records = past
+    best = told.best()
     assert (None if best is None else best["step"]) == kept
-    assert trainer.stop_reason() == reason
+    assert told.stop_reason(len(past)) == reason
+
+
+def with_rounds(past: list[dict[str, Any]], *copies: int) -> list[dict[str, Any]]:
+    """`past`, and behind it rounds of ten steps, each with a worse loss and some copies."""
+    end, loss = past[-1]["step"], past[-1]["validation_loss"]
+    added = [
+        {"step": end + 10 * n, "validation_loss": loss + n, "copies": c, "samples": 8, "round": n}
+        for n, c in enumerate(copies, 1)
+    ]
+    return past + added
+
+
+PLAIN = history(1.0, 0.9, 0.8, 0.85, 0.81)  # ends at step 4 as the loss no longer falls, best is step 2
+
+
+@pytest.mark.parametrize(
+    ("past", "steps", "begun", "kept", "reason"),
+    [
+        (history(1.0, 0.9, 0.8), 100, None, 2, None),
+        (history(1.0), 0, 0, None, None),
+        (PLAIN, 100, 4, 2, None),
+        (with_rounds(PLAIN, 0), 100, 4, 14, None),
+        (with_rounds(PLAIN, 0, 2), 100, 4, 24, "all rounds done"),
+        (with_rounds(PLAIN, 0, 3), 100, 4, 14, "samples copy training images"),
+        (with_rounds(PLAIN, 3), 100, 4, 2, "samples copy training images"),
+        (with_rounds(history(1.0), 0, 0), 0, 0, 20, "all rounds done"),
+    ],
+)
+def test_rounds_follow_plain_denoising_and_the_last_without_copies_is_kept(past, steps, begun, kept, reason):
+    told = RunHistory(AdapterConfig(("x",), Path("x"), patience=2, steps=steps, rounds=2, round_steps=10))
+    told.records, step = past, past[-1]["step"]
+    best = told.best()
+    assert (None if best is None else best["step"]) == kept
+    assert told.rounds_begin() == begun and told.stop_reason(step) == reason
+
+
+def test_discriminative_loss_wants_real_images_nearer_and_own_samples_farther_than_the_reference():
+    reference = torch.tensor([[0.4, 0.4], [0.3, 0.3]])
+    same = discriminative_loss(reference, reference)
+    assert torch.allclose(same, torch.full((2,), 2 * math.log(2)))
+    errors = reference.clone().requires_grad_()
+    discriminative_loss(errors, reference).sum().backward()
+    assert (errors.grad[0] > 0).all() and (errors.grad[1] < 0).all()
+    shift = torch.tensor([[-0.01, 0.01], [0.01, -0.01]])
+    better, worse = discriminative_loss(reference + shift, reference)
+    assert better < same[0] < worse
 
 
 def test_difference_is_taken_by_person():
