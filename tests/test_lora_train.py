@@ -475,7 +475,7 @@ def test_steps_do_not_depend_on_how_the_batch_is_divided(data, tiny_folder, tmp_
         trainer.step = 3 if options else 1  # within a round
         trainer.train_step()
     for whole, first, second in zip(*gradients, strict=True):
-        assert torch.allclose(whole, (first + second) / 2, atol=1e-6)
+        assert torch.allclose(whole, (first + second) / 2, atol=1e-4 * float(whole.abs().max()) + 1e-6)
 
 
 @pytest.mark.skipif(
