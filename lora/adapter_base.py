@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.training_utils import cast_training_params
-from peft import LoraConfig
+from peft import LoraConfig, set_peft_model_state_dict
+
+from pipeline.adapter_files import Adapter, check_adapter, read_adapter
 
 from .config import TARGETS, AdapterConfig
 
@@ -43,6 +45,39 @@ def load_base(model: str) -> Any:
             f"autoencoder of {channels}; allowed is a text-to-image Stable Diffusion 1.x/2.x, where all are equal"
         )
     return pipe
+
+
+def read_init(source: str, pipe: Any, config: AdapterConfig) -> Adapter:
+    """Read the adapter to go on from.
+
+    Raises
+    ------
+    ValueError
+        It cannot be read, or has other layers, another rank or another scale than the run.
+    """
+    adapter = read_adapter(source)
+    check_adapter(adapter, pipe.unet, pipe.text_encoder)
+    endings = TARGETS[config.target]
+    layers = {
+        f"unet.{name}"
+        for name, module in pipe.unet.named_modules()
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d)
+        and any(name == ending or name.endswith(f".{ending}") for ending in endings)
+    }
+    ranks = {len(tensor) for key, tensor in adapter.state_dict.items() if ".lora_A." in key}
+    scalings = {layer: config.scale / config.rank for layer in layers}
+    if adapter.scalings != scalings or ranks != {config.rank}:
+        raise ValueError(
+            f"`init` is {adapter.name!r}, which has other layers, another rank or another alpha than this run; allowed "
+            f"is one of `rank` {config.rank}, `alpha` {config.scale} and `target` {config.target!r}, or give its own"
+        )
+    return adapter
+
+
+def load_init(unet: Any, adapter: Adapter) -> None:
+    """Put the weights of `read_init` into the adapter that `add_lora` added."""
+    state = {key: tensor.float() for key, tensor in adapter.part("unet").items()}
+    set_peft_model_state_dict(unet, state, adapter_name=ADAPTER)
 
 
 def add_lora(unet: Any, config: AdapterConfig, dtype: torch.dtype) -> list[torch.nn.Parameter]:

@@ -76,6 +76,7 @@ def render_card(record: dict[str, Any]) -> str:
         f"- {record['steps']} steps, {record['images_seen']} images seen; kept are the weights of step "
         f"{record['kept_step']}; ended because: {record['stop_reason']}",
         *_rounds(record["config"]),
+        *_init(record.get("init")),
         _losses(record["losses"]),
         f"- copies of training images among {copies['samples']} samples of the kept step: {copies['kept']} "
         f"(bare base: {copies['bare_base']})",
@@ -99,6 +100,12 @@ def _rounds(config: dict[str, Any]) -> list[str]:
         f"- of them the last {config['rounds']} rounds against its own samples (Direct Discriminative Optimization, "
         f"Zheng et al. 2025): {config['round_samples']} samples and {config['round_steps']} steps each"
     ]
+
+
+def _init(init: dict[str, Any] | None) -> list[str]:
+    if not init:
+        return []
+    return [f"- begun from the adapter {init['name'] or 'without a name'} (`{init['adapter_sha256']}`)"]
 
 
 def _losses(losses: dict[str, Any]) -> str:

@@ -79,6 +79,7 @@ def finish(
     trainer: AdapterTrainer,
     data: TrainingData,
     base: dict[str, str],
+    init: dict[str, Any] | None,
     prompts: list[str],
     modality: str | None,
     reason: str,
@@ -91,7 +92,7 @@ def finish(
         before = trainer.sampler.draw(*trainer.sheet_requests())
     after = trainer.sampler.draw(*trainer.sheet_requests())
     verdict = judge(trainer, data)
-    record = training_record(trainer, data, base, prompts, modality, reason) | {"verdict": verdict}
+    record = training_record(trainer, data, base, init, prompts, modality, reason) | {"verdict": verdict}
     if accelerator.is_main_process:
         trainer.write_sheet(before, "before")
         trainer.write_sheet(after, "after")
@@ -116,6 +117,7 @@ def training_record(
     trainer: AdapterTrainer,
     data: TrainingData,
     base: dict[str, str],
+    init: dict[str, Any] | None,
     prompts: list[str],
     modality: str | None,
     reason: str,
@@ -135,6 +137,7 @@ def training_record(
         "modality": modality,
         "config": config.public(),
         "base": base | {"prediction_type": trainer.objective.prediction_type},
+        "init": init,
         "data": {
             "kind": data.kind,
             "images": len(data),

@@ -38,6 +38,10 @@ class AdapterConfig:
     )
     out: Path = _option("folder of the adapter, such as lora/brain-mri; its last part is the adapter's name")
     model: str = _option("base to adapt: a folder or Hub id, embedded or any Stable Diffusion 1.x/2.x", "pipeline")
+    init: str | None = _option(
+        "adapter to go on from, of the same `rank`, `alpha` and `target`: a folder, a .safetensors file or a Hub id",
+        None,
+    )
     modality: str | None = _option("what the adapter is for, such as brain-mri; guessed from the captions", None)
     rank: int = _option("rank of the low-rank matrices: size and freedom of the adapter", 8)
     alpha: float | None = _option("scale of the adapter, over the rank; by default the rank, so that it is 1", None)
@@ -113,6 +117,8 @@ class AdapterConfig:
         self._at_least("steps", 0 if self.rounds else 1)
         if self.most is not None:
             self._at_least("most", 2)
+        if self.init is not None and Path(self.init).resolve() == self.out.resolve():
+            raise ValueError(f"`init` is {self.init!r}, which is `out` too; allowed is another folder")
         for name, low, high in (("caption_drop", 0, 1), ("ema_decay", 0, 1), ("validation_share", 0, 1)):
             if not low <= getattr(self, name) < high:
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}; allowed is from {low} to below {high}")
@@ -149,7 +155,18 @@ class AdapterConfig:
 
     def public(self) -> dict[str, Any]:
         """The settings without the paths: what may be written down."""
-        hidden = ("data", "out", "model", "overwrite", "show_names", "cpu", "save_every", "push_to_hub", "private")
+        hidden = (
+            "data",
+            "out",
+            "model",
+            "init",
+            "overwrite",
+            "show_names",
+            "cpu",
+            "save_every",
+            "push_to_hub",
+            "private",
+        )
         settings = {key: value for key, value in dataclasses.asdict(self).items() if key not in hidden}
         return settings | {"alpha": self.scale, "sample_prompts": list(self.sample_prompts)}
 

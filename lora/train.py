@@ -21,7 +21,7 @@ from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import get_token
 from transformers.utils import logging as transformers_logging
 
-from .adapter_base import load_base
+from .adapter_base import load_base, read_init
 from .adapter_push import PushError, push_adapter
 from .adapter_record import finish, guess_modality
 from .config import AdapterConfig, parse_config
@@ -105,12 +105,15 @@ def train_adapter(config: AdapterConfig, *, say: Callable[[str], None] = print) 
     side = pipe.unet.config.sample_size
     side = side if isinstance(side, int) else side[0]
     Objective.of(pipe.scheduler, side, config.noise_shift)  # what cannot be trained is refused before anything is read
+    init = read_init(config.init, pipe, config) if config.init else None
     data = read_data(config, side * pipe.vae_scale_factor)
     if (training := int((~data.validation).sum())) < 2:
         raise ValueError(f"`data` has {training} images to train on; allowed are at least 2")
     say(describe(data))
     base = {"name": pipe.model_name, "model_sha256": pipe.model_sha256}
     settings = {**config.public(), "data_sha256": fingerprint(data), "base": base}
+    begun = {"name": init.metadata.get("name"), "adapter_sha256": init.sha256} if init else None
+    settings |= {"init": begun} if begun else {}
     if accelerator.is_main_process:
         folder.open(settings)
     accelerator.wait_for_everyone()
@@ -121,10 +124,10 @@ def train_adapter(config: AdapterConfig, *, say: Callable[[str], None] = print) 
     encoded = encode_data(pipe, data, prompts, variants=config.caption_variants, seed=config.seed, progress=progress)
     pipe.vae.to("cpu")
     pipe.text_encoder.to("cpu")
-    trainer = AdapterTrainer(config, accelerator, pipe, data, encoded, folder)
+    trainer = AdapterTrainer(config, accelerator, pipe, data, encoded, folder, init)
     reason = trainer.run()
     modality = config.modality or guess_modality(data)
-    record = finish(trainer, data, base, prompts, modality, reason)
+    record = finish(trainer, data, base, begun, prompts, modality, reason)
     say(record["verdict"]["sentence"])
     return record
 

@@ -14,7 +14,9 @@ import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from .adapter_base import DTYPES, add_lora
+from pipeline.adapter_files import Adapter
+
+from .adapter_base import DTYPES, add_lora, load_init
 from .checkpoint import load_checkpoint, save_checkpoint
 from .config import AdapterConfig
 from .data import TrainingData
@@ -46,6 +48,7 @@ class AdapterTrainer:
         data: TrainingData,
         encoded: EncodedData,
         folder: RunFolder,
+        init: Adapter | None = None,
     ) -> None:
         self.config, self.accelerator, self.pipe, self.folder = config, accelerator, pipe, folder
         self.data, self.encoded = data, encoded
@@ -54,6 +57,8 @@ class AdapterTrainer:
         # Kept and not read again at the end: a model's folder may change while hours of training go by.
         self.full_precision = copy.deepcopy(pipe.unet).cpu() if accelerator.mixed_precision != "no" else None
         self.lora = torch.nn.ParameterList(add_lora(pipe.unet, config, DTYPES[accelerator.mixed_precision]))
+        if init is not None:
+            load_init(pipe.unet, init)
         self.ema, self.best = (
             torch.nn.ParameterList(p.detach().clone() for p in self.lora).requires_grad_(False) for _ in range(2)
         )
@@ -215,7 +220,8 @@ class AdapterTrainer:
     @torch.no_grad()
     def validate(self) -> dict[str, Any]:
         """Loss on held-out images, samples, copies among them; keeps the best weights; returns the log's line."""
-        with self.weights(self.ema):
+        # The first validation is the bare base's, whatever adapter training goes on from.
+        with self.weights(self.ema), contextlib.nullcontext() if self.history.records else self.bare_base():
             losses = self.validation_loss.measure(self.pipe.unet)
             latents = self.sampler.draw(*self.sheet_requests())
         self.check_finite(float(losses.sum()) if len(losses) else 0.0)

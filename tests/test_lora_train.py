@@ -259,6 +259,32 @@ def test_a_round_tells_real_images_from_own_samples(data, tiny_folder, tmp_path,
     assert real < own
 
 
+def test_going_on_from_an_adapter(data, finished, tiny_folder, tmp_path, trainers, capsys):
+    out = tmp_path / "adapter"
+    assert run(data, out, tiny_folder, "--init", finished, "--learning-rate", 1e-12, steps=1) == 0
+    before, after = weights_of(finished), weights_of(out)
+    assert before.keys() == after.keys() and all(torch.allclose(before[k], after[k], atol=1e-3) for k in before)
+    assert any(value.any() for key, value in after.items() if ".lora_B." in key)
+    record = json.loads((out / "training.json").read_text())
+    earlier = json.loads((finished / "training.json").read_text())
+    assert record["init"] == {"name": "my-xrays", "adapter_sha256": earlier["adapter_sha256"]}
+    assert earlier["init"] is None and earlier["adapter_sha256"] in (out / "README.md").read_text()
+    # The first line of the log is the bare base's, as the verdict's "before".
+    first = [json.loads((f / "log.jsonl").read_text().splitlines()[0]) for f in (out, finished)]
+    assert first[0]["validation_loss"] == first[1]["validation_loss"]
+    for options, message in (
+        (["--rank", 4], "`init` is 'my-xrays'"),
+        (["--alpha", 4], "another alpha"),
+        (["--target", "attention"], "other layers"),
+        (["--init", out / "training.json"], "`source`"),
+    ):
+        assert run(data, tmp_path / "other", tiny_folder, "--init", finished, *options) == 2
+        told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert len(told) == 1 and message in told[0]
+    assert run(data, finished, tiny_folder, "--init", finished, "--overwrite") == 2
+    assert "which is `out` too" in capsys.readouterr().err and same(before, weights_of(finished))
+
+
 @pytest.mark.parametrize("at", [3, 4, 6])  # in the first step of a round, within one, and between two
 def test_a_run_broken_off_in_a_round_ends_with_the_same_weights(data, tiny_folder, tmp_path, monkeypatch, at):
     whole, broken = tmp_path / "whole" / "adapter", tmp_path / "broken" / "adapter"
