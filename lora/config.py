@@ -64,9 +64,9 @@ class AdapterConfig:
     rounds: int = _option(
         "after `steps`, so many rounds against its own samples: sharper images (Zheng et al. 2025); 0 for none", 0
     )
-    round_steps: int = _option("optimizer steps of a round; each takes as many own samples as images", 120)
+    round_steps: int = _option("optimizer steps of a round; each takes as many own samples as images", 150)
     round_samples: int = _option("samples that a round draws first", 160)
-    round_learning_rate: float = _option("peak learning rate of a round", 5e-4)
+    round_learning_rate: float = _option("peak learning rate of a round", 3e-4)
     caption_drop: float = _option("share of images shown without caption, for classifier-free guidance", 0.1)
     caption_variants: int = _option("wordings of each caption, kept in memory", 6)
     validate_every: int = _option("steps between validations, each with a sample sheet", 150)
@@ -155,18 +155,8 @@ class AdapterConfig:
 
     def public(self) -> dict[str, Any]:
         """The settings without the paths: what may be written down."""
-        hidden = (
-            "data",
-            "out",
-            "model",
-            "init",
-            "overwrite",
-            "show_names",
-            "cpu",
-            "save_every",
-            "push_to_hub",
-            "private",
-        )
+        paths = {"data", "out", "model", "init"}
+        hidden = {*paths, "overwrite", "show_names", "cpu", "save_every", "push_to_hub", "private"}
         settings = {key: value for key, value in dataclasses.asdict(self).items() if key not in hidden}
         return settings | {"alpha": self.scale, "sample_prompts": list(self.sample_prompts)}
 

@@ -302,8 +302,9 @@ class AdapterTrainer:
                 losses = []
                 self.check_finite(loss)
                 bar.set_postfix(loss=f"{loss:.4f}")
+                kind = "loss" if self.history.rounds_begin() is None else "discriminative_loss"
                 if main:
-                    self.folder.add_to_log({"step": self.step, "loss": loss, "seconds": self.seconds})
+                    self.folder.add_to_log({"step": self.step, kind: loss, "seconds": self.seconds})
             if validated:
                 self.validate()
             if validated or self.step % self.config.save_every == 0:

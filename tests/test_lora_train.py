@@ -233,6 +233,8 @@ def test_rounds_against_own_samples(data, tiny_folder, tmp_path, trainers):
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     told = [(line["step"], line.get("round")) for line in log if "copies" in line]
     assert told == [(0, None), (2, None), (5, 1), (8, 2)]
+    assert {line["step"] for line in log if "loss" in line} == {2}
+    assert {line["step"] for line in log if "discriminative_loss" in line} >= {5, 8}
     # The second round's samples are those of the first round's weights.
     own = trainers[0].own
     assert not torch.equal(own.latents[0][0], own.latents[0][1])
