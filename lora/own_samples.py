@@ -49,12 +49,16 @@ class OwnSamples:
         self.stored: dict[str, torch.nn.Module] = {"reference": self.reference, "own_samples": self.latents}
 
     def captions(self, number: int) -> np.ndarray:
-        """Rows of the embeddings that the samples of a round are drawn with, (round_samples,): captions of the data."""
+        """Rows of the embeddings that the samples of a round are drawn with, (round_samples,).
+
+        Captions of the data in all their wordings, as the real images have them: a wording that own samples alone had
+        would tell them from real images by itself, and be unlearnt.
+        """
         trainer, config = self.trainer, self.trainer.config
         rng = np.random.default_rng([config.seed, number, 78])
         count = config.round_samples
         chosen = rng.choice(trainer.training, count, replace=count > len(trainer.training))
-        return trainer.encoded.plain[chosen]
+        return trainer.encoded.wordings[rng.integers(len(trainer.encoded.wordings), size=count), chosen]
 
     def draw(self, number: int) -> None:
         """Draw the samples of a round with the reference, as users draw: the pipeline's steps and guidance."""

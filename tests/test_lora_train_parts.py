@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from lora.config import AdapterConfig, add_options, parse_config
 from lora.data import TrainingData, read_training_data
 from lora.encoding import choose_prompts
 from lora.objective import Objective, learning_rate_at
-from lora.own_samples import discriminative_loss
+from lora.own_samples import OwnSamples, discriminative_loss
 from lora.run_history import RunHistory
 from lora.samples import CopyCheck, write_sheet
 from lora.verdict import paired_difference
@@ -194,6 +195,17 @@ def test_modality_is_guessed_from_the_captions(data):
     assert of("chest CT, lung window", "head CT") == "ct"
     assert of("fluorescence microscopy, nuclei", "histology, nuclei, H&E") == "nuclei"
     assert of("chest X-ray", "brain MRI") is None and of("a thing") is None
+
+
+def test_own_samples_have_their_captions_in_all_wordings_as_real_images_do():
+    wordings = np.arange(40).reshape(4, 10)  # four of each of ten images
+    encoded = SimpleNamespace(latents=torch.zeros(10, 1, 2, 2), wordings=wordings, plain=np.arange(10))
+    config = SimpleNamespace(seed=0, round_samples=2000)
+    own = OwnSamples(SimpleNamespace(config=config, lora=[], encoded=encoded, training=np.arange(8)))
+    drawn = own.captions(0)
+    assert set(drawn) == set(wordings[:, :8].ravel()), "of training images only"
+    assert np.bincount(drawn // 10, minlength=4).min() > 400
+    assert np.array_equal(drawn, own.captions(0)) and not np.array_equal(drawn, own.captions(1))
 
 
 def test_sheet_says_synthetic_and_leaves_no_part(tmp_path):
