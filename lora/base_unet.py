@@ -97,6 +97,7 @@ def train_unet(
     learning_rate: float = 8e-4,
     ema_decay: float = 0.9993,
     decay_share: float = 0.35,
+    noise_shift: float | None = None,
     name: str = "unet",
     seed: int = 0,
     device: str = "cpu",
@@ -118,6 +119,8 @@ def train_unet(
         Probability of drawing each image, (N,).
     decay_share
         Share of the steps over which the learning rate falls at the end.
+    noise_shift
+        As `Objective.shift`; by default that of the latents' size.
     name
         Name of the checkpoint and of the log.
     on_step
@@ -135,7 +138,7 @@ def train_unet(
     )
     start, seconds = load_checkpoint(work / name, {"model": model, "ema": ema}, optimizer)
     model.train()
-    objective = Objective.of(build_scheduler(), latents.shape[-1])
+    objective = Objective.of(build_scheduler(), latents.shape[-1], noise_shift)
     begun, running = time.time() - seconds, []
     bar = tqdm(range(start, steps), initial=start, total=steps, desc=name, mininterval=20)
     for step in bar:

@@ -6,10 +6,11 @@ import torch
 
 
 def has_bfloat16(device: str) -> bool:
-    """Whether the device multiplies in bfloat16 natively (a GPU that says so, a CPU with AMX)."""
+    """Whether the device multiplies in bfloat16 natively (a GPU that says so, a CPU with AMX or AVX-512 BF16)."""
     if device.startswith("cuda"):
         return torch.cuda.is_bf16_supported()
-    return device == "cpu" and bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
+    asked = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return device == "cpu" and any(getattr(torch.cpu, name, lambda: False)() for name in asked)
 
 
 def autocast(device: str) -> torch.autocast:

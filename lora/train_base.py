@@ -71,6 +71,10 @@ class BaseConfig:
     text_steps: int = field(default=800, metadata={"help": "steps of the text encoder"})
     unet_128_steps: int = field(default=7000, metadata={"help": "steps of the denoiser on 128-pixel images"})
     unet_steps: int = field(default=4500, metadata={"help": "steps of the denoiser on 256-pixel images"})
+    noise_shift: float | None = field(
+        default=None,
+        metadata={"help": "below the default (1 at 128 pixels, 2 at 256) more of those steps see little noise: detail"},
+    )
     batch: int = field(default=24, metadata={"help": "images a step of the denoiser"})
     snapshot_every: int = field(
         default=0, metadata={"help": "steps between usable copies of the base in WORK/snapshots; 0 for none"}
@@ -271,6 +275,7 @@ def run_unet(
         device=config.device,
         steps=config.unet_128_steps if stage == "unet-128" else config.unet_steps,
         decay_share=0.1 if stage == "unet-128" else 0.5,
+        noise_shift=config.noise_shift,
         on_step=on_step,
     )
 
@@ -313,7 +318,7 @@ def main(arguments: list[str] | None = None) -> int:
         "python -m lora.train_base", description=__doc__.splitlines()[0] if __doc__ else None
     )
     for item in dataclasses.fields(BaseConfig):
-        kind = Path if "Path" in str(item.type) else {"int": int, "float": float}.get(str(item.type), str)
+        kind = Path if "Path" in str(item.type) else {"int": int, "float": float}.get(str(item.type).split(" ")[0], str)
         required = item.default is dataclasses.MISSING
         default: dict[str, Any] = {} if required else {"default": item.default}
         parser.add_argument(

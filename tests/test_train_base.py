@@ -135,11 +135,13 @@ def test_all_stages_and_the_export(packs, tmp_path, monkeypatch):
     # Going on from what is shipped, without the checkpoints: same latents and captions, another denoiser.
     common = ["--data", packs, "--init", out, "--batch", 2, "--caption-variants", 1]
     more = ["--work", tmp_path / "more", "--out", tmp_path / "better", "--unet-steps", 2, "--snapshot-every", 1]
+    more += ["--noise-shift", 1.2]
     assert train_base.main([str(o) for o in [*common, *more, "--stages", "unet", "export"]]) == 0
     better = SyntheticDicomPipeline.from_pretrained(tmp_path / "better")
     assert torch.equal(better.vae.decoder.conv_in.weight, pipe.vae.decoder.conv_in.weight)
     assert not torch.equal(better.unet.conv_in.weight, pipe.unet.conv_in.weight)
     later = json.loads((tmp_path / "better" / "training.json").read_text())
+    assert later["config"]["noise_shift"] == 1.2
     assert later["earlier"] == [record["stages"]] and later["images_seen"] == record["images_seen"] + 2 * 2
     snapshots = sorted(tmp_path.glob("more/snapshots/*"))
     assert [s.name for s in snapshots] == ["unet-0000001", "unet-0000002"]
@@ -223,6 +225,21 @@ def test_a_broken_off_run_ends_with_the_same_weights(tmp_path):
     resumed = train(tmp_path / "broken")
     for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_noise_shift_moves_the_noise_levels(tmp_path):
+    """By default it follows from the latents' size: 0.5 for 8 by 8."""
+    torch.manual_seed(0)
+    latents, captions, empty = torch.randn(6, 8, 8, 8).half(), torch.randn(2, 6, 7, 128).half(), torch.zeros(7, 128)
+    init = UNet2DConditionModel(**SMALL)
+    trained = [
+        base_unet.train_unet(
+            latents, captions, empty, np.full(6, 1 / 6), tmp_path / str(shift), steps=2, init=init, noise_shift=shift
+        ).conv_in.weight
+        for shift in (None, 0.5, 2.0)
+    ]
+    assert torch.equal(trained[0], trained[1])
+    assert not torch.equal(trained[0], trained[2])
 
 
 def test_rotated_latents_are_tidy_and_decode_alike():
