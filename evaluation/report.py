@@ -77,7 +77,7 @@ def write_json(path: str | Path, result: dict[str, Any]) -> Path:
         "w", encoding="utf-8", dir=path.parent, prefix=path.name, suffix=".part", delete=False
     ) as part:
         try:
-            json.dump(result, part, indent=2, default=plain, ensure_ascii=False, allow_nan=False)
+            json.dump(result, part, indent=1, default=plain, ensure_ascii=False, allow_nan=False)
             part.write("\n")
             part.close()
             os.chmod(part.name, 0o644)

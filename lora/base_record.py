@@ -18,7 +18,7 @@ from .base_autoencoder import pca_bar, psnr, reconstruct
 from .base_data import PACKS, load_images, read_rows
 from .run_folder import write_text
 
-LOGS = ("autoencoder", "decoder", "text_encoder", "unet-128", "unet")
+LOGS = ("autoencoder", "decoder", "text_encoder", "unet-128", "unet", "rounds")
 
 
 def read_stages(work: Path) -> dict[str, dict[str, Any]]:

@@ -26,7 +26,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from pipeline.pipeline import SyntheticDicomPipeline
 
-from . import base_autoencoder, base_text, base_unet
+from . import base_autoencoder, base_rounds, base_text, base_unet
 from .base_autoencoder import read_autoencoder
 from .base_data import draw_weights, load_images, read_rows
 from .base_record import draw_loss_curve, earlier_record, read_stages, seconds_of, training_record
@@ -34,7 +34,7 @@ from .checkpoint import load_checkpoint
 from .image_noise import measure_image_noise
 
 SHEET_EVERY = 1000
-STAGES = ("autoencoder", "decoder", "text", "unet-128", "unet", "export")
+STAGES = ("autoencoder", "decoder", "text", "unet-128", "unet", "rounds", "export")
 SHEET_PROMPTS = (
     "chest X-ray, PA view, normal lungs, 54 year old woman",
     "chest X-ray, AP view, child, bacterial pneumonia",
@@ -76,6 +76,10 @@ class BaseConfig:
         metadata={"help": "below the default (1 at 128 pixels, 2 at 256) more of those steps see little noise: detail"},
     )
     batch: int = field(default=24, metadata={"help": "images a step of the denoiser"})
+    rounds: int = field(default=3, metadata={"help": "rounds of the denoiser against its own samples"})
+    round_steps: int = field(default=300, metadata={"help": "steps of a round; half of their images are own samples"})
+    round_samples: int = field(default=480, metadata={"help": "own samples that a round draws first"})
+    round_learning_rate: float = field(default=3e-5, metadata={"help": "peak learning rate of a round"})
     snapshot_every: int = field(
         default=0, metadata={"help": "steps between usable copies of the base in WORK/snapshots; 0 for none"}
     )
@@ -232,19 +236,25 @@ def save_half(pipe: SyntheticDicomPipeline, folder: Path) -> None:
     path.write_text(path.read_text().replace('"dtype": "float16"', '"dtype": "float32"'), encoding="utf-8")
 
 
-def run_unet(
-    config: BaseConfig, rows: list[dict[str, str]], images: np.ndarray, vae: AutoencoderKL, stage: str
-) -> None:
-    """Train the denoiser at one size; the 256-pixel stage starts from the 128-pixel one, or from `init`."""
-    size = 128 if stage == "unet-128" else 256
-    latents = cached_latents(config, vae, images, size)
+def encoded_captions(config: BaseConfig, rows: list[dict[str, str]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embeddings of all wordings, (variants, N, 77, 128), and of the empty caption, (77, 128)."""
     encoder, tokenizer = load_text(config)
     captions = base_unet.encode_captions(
         encoder.to(config.device), tokenizer, rows, config.caption_variants, config.seed
     )
     with torch.no_grad():
         ids = base_text.tokenize(tokenizer, [""]).to(config.device)
-        empty = encoder(ids).last_hidden_state[0].cpu()
+        return captions, encoder(ids).last_hidden_state[0].cpu()
+
+
+def run_unet(
+    config: BaseConfig, rows: list[dict[str, str]], images: np.ndarray, vae: AutoencoderKL, stage: str
+) -> None:
+    """Train the denoiser at one size; the 256-pixel stage starts from the 128-pixel one, or from `init`."""
+    size = 128 if stage == "unet-128" else 256
+    latents = cached_latents(config, vae, images, size)
+    captions, empty = encoded_captions(config, rows)
+    before, _ = load_checkpoint(config.work / stage, {})
     init = None
     if stage == "unet" and (config.work / "unet-128.safetensors").is_file():
         init = UNet2DConditionModel(**base_unet.CONFIG)
@@ -278,13 +288,44 @@ def run_unet(
         noise_shift=config.noise_shift,
         on_step=on_step,
     )
+    if before != load_checkpoint(config.work / stage, {})[0]:  # rounds of an earlier denoiser are of no use
+        for name in (f"{base_rounds.NAME}.safetensors", f"{base_rounds.NAME}.log.jsonl"):
+            (config.work / name).unlink(missing_ok=True)
+
+
+def run_rounds(config: BaseConfig, rows: list[dict[str, str]], images: np.ndarray, vae: AutoencoderKL) -> None:
+    """Train the denoiser of the stage `unet`, or that of `init`, against its own samples."""
+    unet = UNet2DConditionModel(**base_unet.CONFIG)
+    if not load_checkpoint(config.work / "unet", {"ema": unet})[0]:
+        if config.init is None:
+            raise FileNotFoundError(f"no denoiser in {config.work}: run the stage 'unet' first")
+        unet = UNet2DConditionModel.from_pretrained(config.init, subfolder="unet")
+    latents = cached_latents(config, vae, images, 256)
+    captions, empty = encoded_captions(config, rows)
+    pipe = assemble(config, vae, unet).to(config.device)
+    pipe.unet = base_rounds.train_rounds(
+        pipe,
+        latents,
+        captions,
+        empty,
+        draw_weights(rows),
+        config.work,
+        rounds=config.rounds,
+        steps=config.round_steps,
+        samples=config.round_samples,
+        batch=max(1, config.batch // 2),
+        learning_rate=config.round_learning_rate,
+        seed=config.seed,
+        device=config.device,
+    )
+    draw_sheet(config, pipe, config.work / f"sheet-{base_rounds.NAME}.png", 256)
 
 
 def export(config: BaseConfig, rows: list[dict[str, str]], images: np.ndarray, vae: AutoencoderKL) -> None:
     """Write components as float16 safetensors, `training.json` and the loss curve into `out`."""
     unet = UNet2DConditionModel(**base_unet.CONFIG)
-    stage = "unet" if (config.work / "unet.safetensors").is_file() else "unet-128"
-    if not load_checkpoint(config.work / stage, {"ema": unet})[0]:
+    stages = (base_rounds.NAME, "unet", "unet-128")
+    if not any(load_checkpoint(config.work / stage, {"ema": unet})[0] for stage in stages):
         raise FileNotFoundError(f"no denoiser in {config.work}: run the stage 'unet' first")
     pipe = assemble(config, vae.cpu(), unet)
     noise = measure_image_noise(pipe.vae, rows, images)
@@ -306,6 +347,8 @@ def run_stage(stage: str, config: BaseConfig, rows: list[dict[str, str]], images
     elif stage == "text":
         accuracy = base_text.train_text_encoder(rows, config.work, steps=config.text_steps, seed=config.seed)[2]
         (config.work / "text_accuracy.json").write_text(json.dumps(accuracy, indent=1), encoding="utf-8")
+    elif stage == "rounds":
+        run_rounds(config, rows, images, finished_autoencoder(config))
     elif stage == "export":
         export(config, rows, images, finished_autoencoder(config))
     else:

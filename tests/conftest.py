@@ -8,9 +8,11 @@ import shutil
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from collections.abc import Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
+from accelerate.state import AcceleratorState  # noqa: E402
 
 from pipeline.pipeline import SyntheticDicomPipeline  # noqa: E402
 from pipeline.volume_files import Volume, write_volumes  # noqa: E402
@@ -20,6 +22,14 @@ from .dicom_judges import orthanc  # noqa: E402, F401  a fixture
 from .tiny import tiny_pipeline  # noqa: E402
 from .volume_samples import ALL as ALL_FILES  # noqa: E402
 from .volume_samples import KINDS, made_up  # noqa: E402
+
+
+@pytest.fixture
+def fresh_accelerate() -> Iterator[None]:
+    """Accelerate holds to the first precision in a process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="session")

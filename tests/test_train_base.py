@@ -11,10 +11,13 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 
-from lora import base_autoencoder, base_unet, train_base
+from lora import base_autoencoder, base_rounds, base_unet, train_base
 from lora.base_data import PACKS, draw_weights, load_images, read_rows
 from lora.captions import vary_caption
+from lora.checkpoint import load_checkpoint
 from pipeline.pipeline import SyntheticDicomPipeline
+
+from .tiny import tiny_pipeline
 
 LABELS = {
     "cxr_kermany": ("normal", "AP"),
@@ -96,6 +99,7 @@ def packs(tmp_path_factory):
     return data
 
 
+@pytest.mark.usefixtures("fresh_accelerate")
 def test_all_stages_and_the_export(packs, tmp_path, monkeypatch):
     monkeypatch.setattr(base_unet, "CONFIG", SMALL)
     monkeypatch.setattr(train_base, "SHEET_PROMPTS", train_base.SHEET_PROMPTS[:1])
@@ -117,17 +121,31 @@ def test_all_stages_and_the_export(packs, tmp_path, monkeypatch):
         2,
         "--unet-steps",
         2,
+        "--rounds",
+        2,
+        "--round-steps",
+        3,
+        "--round-samples",
+        2,
     ]
     assert train_base.main([str(o) for o in [*options, "--batch", 2, "--caption-variants", 1]]) == 0
     record = json.loads((out / "training.json").read_text())
     assert {p["pack"]: p["images"] for p in record["packs"]} == dict.fromkeys(PACKS, 2)
     assert all(p["licence"] == ["CC0"] for p in record["packs"])
-    assert record["images_seen"] == 2 * 2 * 2 and record["stages"]["unet"]["steps"] == 2
+    assert record["images_seen"] == 2 * 2 * 2 + 6 and record["stages"]["unet"]["steps"] == 2
+    assert record["stages"]["rounds"]["steps"] == 6 and (tmp_path / "work" / "sheet-rounds.png").is_file()
+    halves = {}
+    for stage in ("unet", "rounds"):
+        trained = UNet2DConditionModel(**SMALL)
+        load_checkpoint(tmp_path / "work" / stage, {"ema": trained})
+        halves[stage] = trained.conv_in.weight.half().float()
     assert set(record["autoencoder_psnr_val"]) == {*PACKS, *PACKS.values()}
     assert (out / "training_loss.png").stat().st_size > 1000
     assert list(tmp_path.glob("work/sheet-unet-*.png"))
     assert str(tmp_path) not in "".join(p.read_text() for p in out.rglob("*.json"))
     pipe = SyntheticDicomPipeline.from_pretrained(out)
+    assert torch.equal(pipe.unet.conv_in.weight, halves["rounds"])
+    assert not torch.equal(pipe.unet.conv_in.weight, halves["unet"])
     assert pipe("head CT", seed=1, num_inference_steps=2).dicoms[0].Rows == 256
     stock = StableDiffusionPipeline(**pipe.components, requires_safety_checker=False)
     assert stock("head CT", num_inference_steps=2).images[0].size == (256, 256)
@@ -155,6 +173,13 @@ def test_all_stages_and_the_export(packs, tmp_path, monkeypatch):
         assert train_base.main([str(o) for o in [*again, "--unet-steps", 2, "--stages", "unet", "export"]]) == 0
         twice = json.loads((tmp_path / "better" / "training.json").read_text())
         assert twice["images_seen"] == later["images_seen"] + 2 * 2 and len(twice["earlier"]) == 2
+
+    # Rounds start from what is shipped too; those of a denoiser that has since gone on are not exported.
+    work = tmp_path / "same"
+    few = ["--rounds", 1, "--round-steps", 1, "--round-samples", 1, "--unet-steps"]
+    for steps, stages, kept in ((2, ("rounds",), True), (2, ("unet", "rounds"), True), (3, ("unet",), False)):
+        assert train_base.main([str(o) for o in [*again, *few, steps, "--stages", *stages]]) == 0
+        assert (work / "rounds.safetensors").is_file() == (work / "rounds.log.jsonl").is_file() == kept
 
     # The autoencoder goes on in the latent space that it has; the decoder alone changes no latent.
     more = ["--work", tmp_path / "decoder", "--out", tmp_path / "sharper", "--decoder-steps", 2]
@@ -225,6 +250,66 @@ def test_a_broken_off_run_ends_with_the_same_weights(tmp_path):
     resumed = train(tmp_path / "broken")
     for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def rounds_of(folder, start, **options):
+    """Rounds of the tiny pipeline, from weights given, with 6 latents near 1."""
+    pipe = tiny_pipeline()
+    pipe.unet.load_state_dict(start)
+    shape = (pipe.unet.config.in_channels, pipe.unet.config.sample_size, pipe.unet.config.sample_size)
+    draw = torch.Generator().manual_seed(0)
+    latents = (1 + 0.1 * torch.randn(6, *shape, generator=draw)).half()
+    captions = torch.randn(2, 6, 7, pipe.unet.config.cross_attention_dim, generator=draw).half()
+    options = {"rounds": 2, "steps": 3, "samples": 4, "batch": 2, "save_every": 1} | options
+    trained = base_rounds.train_rounds(
+        pipe, latents, captions, torch.zeros(7, captions.shape[-1]), np.full(6, 1 / 6), folder, **options
+    )
+    return trained, latents.float(), captions[0].float()
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+@pytest.mark.parametrize("kept", [1, 3, 4])
+def test_broken_off_rounds_end_with_the_same_weights(tmp_path, monkeypatch, kept):
+    start = tiny_pipeline().unet.state_dict()
+    whole = rounds_of(tmp_path / "whole", start)[0]
+    save = base_rounds.save_checkpoint
+
+    def break_off(stem, models, optimizer, step, seconds):
+        save(stem, models, optimizer, step, seconds)
+        if step == kept:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(base_rounds, "save_checkpoint", break_off)
+        rounds_of(tmp_path / "broken", start)
+    resumed = rounds_of(tmp_path / "broken", start)[0]
+    assert not torch.equal(whole.conv_in.weight, start["conv_in.weight"])
+    for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, other)
+    with pytest.raises(ValueError, match="`round_samples` is 5, but"):
+        rounds_of(tmp_path / "broken", start, samples=5)
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_rounds_tell_real_images_from_own_samples(tmp_path):
+    """The error of denoising falls on real images relative to that on own samples."""
+    start = tiny_pipeline().unet.eval()
+    trained, real, text = rounds_of(
+        tmp_path, start.state_dict(), rounds=1, steps=40, learning_rate=1e-3, save_every=40, samples=6
+    )
+    kept = torch.nn.ParameterList([torch.zeros_like(real)])
+    load_checkpoint(tmp_path / "rounds", {"own_samples": kept})
+    assert kept[0].std() > 0
+    noise = torch.randn(real.shape, generator=torch.Generator().manual_seed(1))
+    timesteps, gained = torch.full((6,), 500.0), []
+    for clean in (real, kept[0]):
+        with torch.no_grad():
+            errors = [
+                (unet(0.5 * clean + 0.5 * noise, timesteps, text).sample - (noise - clean)).square().mean()
+                for unet in (start, trained)
+            ]
+        gained.append(float(errors[0] - errors[1]))
+    assert gained[0] > gained[1]
 
 
 def test_noise_shift_moves_the_noise_levels(tmp_path):
