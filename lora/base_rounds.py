@@ -57,7 +57,7 @@ def train_rounds(
     samples
         Own samples that a round draws first, captions by `weights` in all their wordings.
     guidance
-        Scale that they are drawn with: 1 draws from the distribution that the discriminator compares with, and costs half.
+        Scale that they are drawn with: 1 draws from the distribution that is compared with, at half the cost.
     batch
         Real images of a step; as many own samples come beside them.
     learning_rate
