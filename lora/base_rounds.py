@@ -1,6 +1,6 @@
 """Rounds of the base against its own samples, as adapters have them (`own_samples`), but all of the denoiser learns.
 
-What plain training leaves blurred or waxy becomes sharper in minutes, which no further hour of plain training does.
+What plain training leaves blurred or waxy becomes sharper in minutes.
 """
 
 from __future__ import annotations
