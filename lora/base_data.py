@@ -34,10 +34,8 @@ PACKS: dict[str, str] = {
     "blood_bccd": "blood-smear",
 }
 
-# How often a pack is drawn, relative to its share of images: small packs and what is hardest to learn oftener, single
-# cells on black rarer.
+# How often a pack is drawn, relative to its share of images: small packs a little oftener, single cells on black rarer.
 PACK_WEIGHTS: dict[str, float] = {
-    "mri_brain_tumor": 2.0,
     "ct_chest_luad": 2.5,
     "ct_head_hemorrhage": 2.5,
     "ct_lung_iqothnccd": 1.8,

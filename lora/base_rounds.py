@@ -39,7 +39,6 @@ def train_rounds(
     rounds: int,
     steps: int,
     samples: int,
-    guidance: float = 1.0,
     batch: int = 12,
     learning_rate: float = 3e-5,
     seed: int = 0,
@@ -51,13 +50,11 @@ def train_rounds(
     Parameters
     ----------
     pipe
-        Whose denoiser learns, in place; own samples are drawn with its scheduler and steps.
+        Whose denoiser learns, in place; own samples are drawn with its scheduler, steps and guidance.
     latents, captions, empty, weights
         As `train_unet` takes them.
     samples
         Own samples that a round draws first, captions by `weights` in all their wordings.
-    guidance
-        Scale that they are drawn with: 1 draws from the distribution that is compared with, at half the cost.
     batch
         Real images of a step; as many own samples come beside them.
     learning_rate
@@ -100,7 +97,6 @@ def train_rounds(
                 network.load_state_dict(ema.state_dict())
             optimizer.state.clear()
             sampler = Sampler(pipe, accelerator, torch.cat([empty.float()[None], own_text]), batch=4)
-            sampler.guidance = guidance
             first = FIRST_SEED + number * SEED_STRIDE + seed
             seeds = [first + i for i in range(samples)]
             model.eval()
