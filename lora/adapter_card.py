@@ -76,6 +76,7 @@ def render_card(record: dict[str, Any]) -> str:
         f"- {record['steps']} steps, {record['images_seen']} images seen; kept are the weights of step "
         f"{record['kept_step']}; ended because: {record['stop_reason']}",
         *_rounds(record["config"]),
+        *_strength(record["config"]),
         *_init(record.get("init")),
         _losses(record["losses"]),
         f"- copies of training images among {copies['samples']} samples of the kept step: {copies['kept']} "
@@ -100,6 +101,11 @@ def _rounds(config: dict[str, Any]) -> list[str]:
         f"- of them the last {config['rounds']} rounds against its own samples (Direct Discriminative Optimization, "
         f"Zheng et al. 2025): {config['round_samples']} samples and {config['round_steps']} steps each"
     ]
+
+
+def _strength(config: dict[str, Any]) -> list[str]:
+    strength = config.get("strength", 1.0)
+    return [] if strength == 1 else [f"- kept at strength {strength:g}: what was learnt is in the file times that"]
 
 
 def _init(init: dict[str, Any] | None) -> list[str]:

@@ -67,6 +67,10 @@ class AdapterConfig:
     round_steps: int = _option("optimizer steps of a round; each takes as many own samples as images", 150)
     round_samples: int = _option("samples that a round draws first", 160)
     round_learning_rate: float = _option("peak learning rate of a round", 3e-4)
+    strength: float = _option(
+        "weight to keep the finished adapter at, as `--adapter NAME:0.7` sets it: below 1 leaves more of the base",
+        1.0,
+    )
     caption_drop: float = _option("share of images shown without caption, for classifier-free guidance", 0.1)
     caption_variants: int = _option("wordings of each caption, kept in memory", 6)
     validate_every: int = _option("steps between validations, each with a sample sheet", 150)
@@ -122,7 +126,7 @@ class AdapterConfig:
         for name, low, high in (("caption_drop", 0, 1), ("ema_decay", 0, 1), ("validation_share", 0, 1)):
             if not low <= getattr(self, name) < high:
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}; allowed is from {low} to below {high}")
-        for name in ("learning_rate", "alpha", "noise_shift", "round_learning_rate"):
+        for name in ("learning_rate", "alpha", "noise_shift", "round_learning_rate", "strength"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise ValueError(f"`{name}` is {value!r}; allowed is a number above 0")

@@ -256,7 +256,10 @@ class AdapterTrainer:
         return [int(rows[i % len(rows)]) for i in range(count)], [self.config.seed + i for i in range(count)]
 
     def put_in_place(self) -> None:
-        """Put the best weights on the base as they are shipped and used: rounded to half, on full precision."""
+        """Put the best weights on the base as they are shipped and used: at `strength`, in half, on full precision.
+
+        A strength is put into the B matrices, so that the file at weight 1 is what it would have been at that weight.
+        """
         final = [parameter.detach().half().float() for parameter in self.best]
         if self.full_precision is not None:
             self.accelerator.free_memory()
@@ -265,6 +268,10 @@ class AdapterTrainer:
             self.sampler = Sampler(self.pipe, self.accelerator, self.encoded.embeddings, self.config.batch, exact=True)
             self.validation_loss.exact = True
         copy_weights(final, self.lora)
+        with torch.no_grad():
+            for name, parameter in self.pipe.unet.named_parameters():
+                if ".lora_B." in name:
+                    parameter.copy_((parameter * self.config.strength).half())
         # The memory order that a loaded model has: then samples are equal to the last bit.
         self.pipe.unet.eval().to(memory_format=torch.contiguous_format)
 

@@ -277,6 +277,24 @@ def test_going_on_from_an_adapter(data, finished, tiny_folder, tmp_path, trainer
     assert "which is `out` too" in capsys.readouterr().err and same(before, weights_of(finished))
 
 
+def test_an_adapter_kept_at_a_strength_is_the_same_at_that_weight(data, finished, tiny_folder, tmp_path, capsys):
+    out = tmp_path / "my-xrays"
+    assert run(data, out, tiny_folder, "--strength", 0.5, steps=6) == 0
+    whole, kept = weights_of(finished), weights_of(out)
+    assert any(value.any() for key, value in whole.items() if ".lora_B." in key)
+    for key, value in whole.items():
+        assert torch.equal(kept[key], value / 2 if ".lora_B." in key else value), key
+    assert "kept at strength 0.5" in (out / "README.md").read_text()
+    assert "strength" not in (finished / "README.md").read_text()
+    first, second = (
+        json.loads((f / "training.json").read_text())["verdict"]["validation_loss"] for f in (out, finished)
+    )
+    assert first["before"] == second["before"] and first["after"] != second["after"]  # judged as it is kept
+    for strength in (0, -1, float("inf")):
+        assert run(data, tmp_path / "other", tiny_folder, "--strength", strength) == 2
+        assert f"`strength` is {float(strength)}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("at", [3, 4, 6])  # in the first step of a round, within one, and between two
 def test_a_run_broken_off_in_a_round_ends_with_the_same_weights(data, tiny_folder, tmp_path, monkeypatch, at):
     whole, broken = tmp_path / "whole" / "adapter", tmp_path / "broken" / "adapter"
