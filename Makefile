@@ -40,7 +40,7 @@ adapter-nuclei:
 	  --steps 1400 --batch 16 --ema-decay 0.996 --validate-every 200
 adapter-covid-chest-xray:
 	$(TRAIN) --data $(DATA)/cxr_covid --attribution-column source --out lora/covid-chest-xray --modality chest-xray \
-	  --steps 1200 --batch 16 --ema-decay 0.998 --validate-every 200 --noise-shift 0.8 --verdict-count 40
+	  --steps 1200 --batch 16 --ema-decay 0.998 --validate-every 200 --noise-shift 0.8 --strength 0.7 --verdict-count 40
 
 EVALUATE = $(BIN)/python -m evaluation
 RESULTS = evaluation/results

@@ -85,7 +85,7 @@ def make_sheet(
     part = out.with_name(out.name + ".part")
     # A JPEG is a tenth of the size, and small enough to be kept in a repository.
     kind = "JPEG" if out.suffix.lower() in (".jpg", ".jpeg") else "PNG"
-    sheet.save(part, format=kind, optimize=True, quality=85)
+    sheet.save(part, format=kind, optimize=True, progressive=True, quality=64)
     part.replace(out)
     tiles = [{"prompt": prompt, "modality": answer} for prompt, answer in zip(prompts, answers, strict=True)]
     return {"what": "sheet", "seed": seed, "counts": {"tiles": len(tiles)}, "settings": settings, "tiles": tiles}
