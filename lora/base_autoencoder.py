@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from tqdm.auto import tqdm
 
 from .checkpoint import load_checkpoint, log_line, save_checkpoint
+from .perceptual import load_perceptual, perceptual_loss
 from .precision import autocast
 
 CONFIG: dict[str, Any] = {
@@ -137,6 +138,7 @@ def train_autoencoder(
     init: AutoencoderKL | None = None,
     decoder_only: bool = False,
     adversarial: float = 0.0,
+    perceptual: float = 0.0,
 ) -> AutoencoderKL:
     """Train on crops for `steps` steps, going on from the checkpoint in `work` when there; returns the EMA model.
 
@@ -154,6 +156,8 @@ def train_autoencoder(
     adversarial
         Pull of a patch discriminator beside that of the error, measured as gradients at the last layer (Esser et al.
         2021). Some of it gives texture where the error alone gives its mean, which is blur; too much costs PSNR.
+    perceptual
+        Likewise the pull of `perceptual_loss`.
     work
         Folder for the checkpoint and `autoencoder.log.jsonl`.
     """
@@ -173,8 +177,12 @@ def train_autoencoder(
     optimizer = torch.optim.AdamW(
         [*trained, *judged], lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-3, fused=True
     )
+    # Of the critic and of the perceptual loss; kept in checkpoints, so that a break changes nothing.
+    pulls = torch.nn.ParameterList([torch.zeros(2)]).requires_grad_(False)
+    if adversarial or perceptual:
+        models["pulls"] = pulls
     start, seconds = load_checkpoint(work / name, models, optimizer)
-    pull = 0.0
+    pull = pulls[0]
     model.train()
     begun = time.time() - seconds
     bar = tqdm(range(start, steps), initial=start, total=steps, desc=name, mininterval=10)
@@ -199,14 +207,22 @@ def train_autoencoder(
         squared = error.square().mean((1, 2, 3))
         loss = 0.02 * (squared + 2e-4).log().mean() + 0.5 * error.abs().mean()
         loss = loss + 1e-4 * latents.float().square().mean()
-        if adversarial:
-            with autocast(device):
+        plain, more = loss, {}
+        with autocast(device):
+            if adversarial:
                 fooled, told_apart = adversarial_losses(critic, restored, target)
-            if step >= CRITIC_AHEAD and (not pull or step % 10 == 0):
+                more["adversarial"] = fooled
+                loss = loss + told_apart
+            if perceptual:
+                more["perceptual"] = perceptual_loss(load_perceptual(device), restored, target)
+        for other, value in more.items():
+            place, weight = (0, adversarial) if other == "adversarial" else (1, perceptual)
+            if (place or step >= CRITIC_AHEAD) and (not pull[place] or step % 10 == 0):
                 last = model.decoder.conv_out.weight
-                wanted, given = (torch.autograd.grad(x, last, retain_graph=True)[0].norm() for x in (loss, fooled))
-                pull = adversarial * min(float(wanted / (given + 1e-6)), 100.0)
-            loss = loss + pull * fooled + told_apart
+                wanted, given = (torch.autograd.grad(x, last, retain_graph=True)[0].norm() for x in (plain, value))
+                now = weight * min(float(wanted / (given + 1e-6)), 100.0)
+                pull[place] = 0.9 * pull[place] + 0.1 * now if pull[place] else now  # a few crops measure it roughly
+            loss = loss + float(pull[place]) * value
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         if judged:
@@ -221,6 +237,7 @@ def train_autoencoder(
                 "step": step + 1,
                 "loss": loss.item(),
                 "psnr": -10 * (squared.detach() / 4).log10().mean().item(),
+                **{other: value.item() for other, value in more.items()},
                 "seconds": time.time() - begun,
             }
             log_line(work / f"{name}.log.jsonl", record)

@@ -131,7 +131,9 @@ def read_log(work: Path, name: str) -> list[dict[str, Any]]:
 
 
 def draw_loss_curve(work: Path, path: Path) -> None:
-    """Loss of the denoiser against images seen, both stages."""
+    """Loss of the denoiser against images seen, both stages; where neither was trained there is nothing to draw."""
+    if not any(read_log(work, name) for name in ("unet-128", "unet")):
+        return
     import matplotlib
 
     matplotlib.use("Agg")

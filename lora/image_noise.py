@@ -4,7 +4,7 @@
 
 Strength and spectrum are fitted to the difference between real training images and what the autoencoder restores.
 Part of that difference is lost detail, which noise cannot bring back: how much of it is drawn as noise is chosen by the
-KID between such noisy restored images and other real training images.
+KID between images that the model draws for captions of the training set, with such noise, and real training images.
 """
 
 from __future__ import annotations
@@ -18,15 +18,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 
 from pipeline.dicom_profiles import PROFILES, choose_profile
+from pipeline.pipeline import SyntheticDicomPipeline
 from pipeline.pipeline_noise import BINS, add_image_noise, frequency_bins, smooth, surroundings
 
-from .base_autoencoder import read_autoencoder, reconstruct
+from .base_autoencoder import reconstruct
 from .base_data import load_images, read_rows
+from .encoding import encode_texts
+from .precision import has_bfloat16
+from .samples import Sampler, decode
 
+FIRST_SEED = 4_000_000  # of images drawn to choose by
 STRENGTHS = (0.0, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0)
-IMAGES = 120  # a modality: half to fit on and compare with, half to restore
+IMAGES = 120  # a modality: half to fit on, half to give captions
+COMPARED = 400  # real images that the drawn ones are compared with
 LEAST = 40
 EVERY = 4  # pixels are much alike their neighbours: the fit takes one in so many each way
 
@@ -70,18 +77,18 @@ def fit_noise(real: np.ndarray, restored: np.ndarray) -> dict[str, Any]:
 
 
 def choose_strength(
-    fit: Mapping[str, Any], restored: np.ndarray, real: np.ndarray, *, colour: bool
+    fit: Mapping[str, Any], drawn: np.ndarray, real: np.ndarray, *, colour: bool
 ) -> tuple[float, dict[str, float]]:
-    """Give the strength whose noisy restored images come nearest to real ones in KID, and the KID of all.
+    """Give the strength whose noisy drawn images come nearest to real ones in KID, and the KID of all.
 
     Parameters
     ----------
     fit
         From `fit_noise`.
-    restored
-        Restored images (N, H, W, 3) on the 0..255 scale.
+    drawn
+        Images without noise, (N, H, W, 3) on the 0..255 scale.
     real
-        Other real images, uint8 (M, H, W, 3).
+        Real images, uint8 (M, H, W, 3).
     colour
         Whether the modality has colour; grey ones are compared as a user sees them.
     """
@@ -93,7 +100,7 @@ def choose_strength(
         return extract_features(images.round().clip(0, 255).astype(np.uint8), progress=False)
 
     wanted = seen(real.astype(np.float32))
-    pixels = torch.from_numpy(restored.astype(np.float32) / 255).permute(0, 3, 1, 2)
+    pixels = torch.from_numpy(drawn.astype(np.float32) / 255).permute(0, 3, 1, 2)
     found = {}
     for strength in STRENGTHS:
         noisy = add_image_noise(pixels, [{**fit, "strength": strength}] * len(pixels), range(len(pixels)))
@@ -101,15 +108,26 @@ def choose_strength(
     return float(min(found, key=lambda strength: found[strength])), found
 
 
+def draw_images(pipe: Any, captions: Sequence[str]) -> np.ndarray:
+    """Draw as users do, but for the noise: an image a caption, uint8 (N, H, W, 3)."""
+    accelerator = Accelerator(
+        cpu=pipe.device.type == "cpu", mixed_precision="bf16" if has_bfloat16(pipe.device.type) else "no"
+    )
+    distinct = ["", *sorted(set(captions))]
+    sampler = Sampler(pipe, accelerator, encode_texts(pipe, distinct, progress=False), batch=4)
+    seeds = range(FIRST_SEED, FIRST_SEED + len(captions))
+    return decode(pipe.vae, sampler.draw([distinct.index(c) for c in captions], seeds), accelerator.device)
+
+
 def measure_image_noise(
-    vae: Any, rows: Sequence[Mapping[str, str]], images: np.ndarray, seed: int = 0
+    pipe: Any, rows: Sequence[Mapping[str, str]], images: np.ndarray, seed: int = 0
 ) -> dict[str, Any]:
     """Fit the noise of each modality among training images; those with fewer than 40 images get none.
 
     Parameters
     ----------
-    vae
-        The autoencoder.
+    pipe
+        The model.
     rows, images
         Of the training set: captions (`text`), and uint8 (N, H, W, 3).
     seed
@@ -124,13 +142,13 @@ def measure_image_noise(
     fits: dict[str, Any] = {}
     measured: dict[str, Any] = {}
     for name in sorted(set(names.tolist())):
-        chosen = np.random.default_rng(seed).permutation(np.flatnonzero(names == name))[:IMAGES]
-        if len(chosen) < LEAST:
+        known = np.random.default_rng(seed).permutation(np.flatnonzero(names == name))
+        if len(known) < LEAST:
             continue
-        ours, others = images[np.sort(chosen[::2])], images[np.sort(chosen[1::2])]
-        fit = fit_noise(others, reconstruct(vae, others))
+        captions, fitted = [rows[i]["text"] for i in np.sort(known[:IMAGES:2])], images[np.sort(known[1:IMAGES:2])]
+        fit, real = fit_noise(fitted, reconstruct(pipe.vae, fitted)), images[np.sort(known[:COMPARED])]
         colour = PROFILES[name].photometric_interpretation == "RGB"
-        strength, measured[name] = choose_strength(fit, reconstruct(vae, ours), others, colour=colour)
+        strength, measured[name] = choose_strength(fit, draw_images(pipe, captions), real, colour=colour)
         if strength:
             fits[name] = {**fit, "strength": strength}
     return {"image_noise": fits, "kid": measured}
@@ -148,9 +166,8 @@ def main(arguments: list[str] | None = None) -> int:
         if not index.is_file():
             raise ValueError(f"`model` is {str(options.model)!r}; allowed is the folder of a model")
         rows = read_rows(options.data, split="train")
-        found = measure_image_noise(
-            read_autoencoder(options.model / "vae").eval(), rows, load_images(rows, 256, options.cache)
-        )
+        pipe = SyntheticDicomPipeline.from_pretrained(options.model)
+        found = measure_image_noise(pipe, rows, load_images(rows, 256, options.cache))
         config = json.loads(index.read_text(encoding="utf-8")) | {"image_noise": found["image_noise"] or None}
         part = index.with_suffix(".part")
         part.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -65,6 +65,9 @@ class BaseConfig:
     adversarial: float = field(
         default=0.3, metadata={"help": "pull of a patch discriminator in the decoder's steps, relative to the error's"}
     )
+    perceptual: float = field(
+        default=0.0, metadata={"help": "likewise the pull of a perceptual loss (features of EfficientNet-Lite2)"}
+    )
     decoder_share: float = field(
         default=0.5, metadata={"help": "share of those steps that is kept: 0 restores most exactly, 1 looks sharpest"}
     )
@@ -99,6 +102,16 @@ def finished_autoencoder(config: BaseConfig) -> AutoencoderKL:
     raise FileNotFoundError(f"no autoencoder in {config.work}: run the stage 'autoencoder' first")
 
 
+def finished_unet(config: BaseConfig, stages: tuple[str, ...]) -> UNet2DConditionModel:
+    """The denoiser of the first of these stages that has a checkpoint in `work`, else that of `init`."""
+    unet = UNet2DConditionModel(**base_unet.CONFIG)
+    if any(load_checkpoint(config.work / stage, {"ema": unet})[0] for stage in stages):
+        return unet
+    if config.init is None:
+        raise FileNotFoundError(f"no denoiser in {config.work}: run the stage 'unet' first")
+    return UNet2DConditionModel.from_pretrained(config.init, subfolder="unet")
+
+
 def run_autoencoder(config: BaseConfig, rows: list[dict[str, str]], images: np.ndarray, decoder_only: bool) -> None:
     """Train the autoencoder, or its decoder alone, and write it finished: tidy latents, their scale in its config.
 
@@ -121,6 +134,7 @@ def run_autoencoder(config: BaseConfig, rows: list[dict[str, str]], images: np.n
         init=init,
         decoder_only=decoder_only,
         adversarial=config.adversarial if decoder_only else 0.0,
+        perceptual=config.perceptual if decoder_only else 0.0,
         seed=config.seed,
         device=config.device,
     )
@@ -295,11 +309,7 @@ def run_unet(
 
 def run_rounds(config: BaseConfig, rows: list[dict[str, str]], images: np.ndarray, vae: AutoencoderKL) -> None:
     """Train the denoiser of the stage `unet`, or that of `init`, against its own samples."""
-    unet = UNet2DConditionModel(**base_unet.CONFIG)
-    if not load_checkpoint(config.work / "unet", {"ema": unet})[0]:
-        if config.init is None:
-            raise FileNotFoundError(f"no denoiser in {config.work}: run the stage 'unet' first")
-        unet = UNet2DConditionModel.from_pretrained(config.init, subfolder="unet")
+    unet = finished_unet(config, ("unet",))
     latents = cached_latents(config, vae, images, 256)
     captions, empty = encoded_captions(config, rows)
     pipe = assemble(config, vae, unet).to(config.device)
@@ -323,12 +333,9 @@ def run_rounds(config: BaseConfig, rows: list[dict[str, str]], images: np.ndarra
 
 def export(config: BaseConfig, rows: list[dict[str, str]], images: np.ndarray, vae: AutoencoderKL) -> None:
     """Write components as float16 safetensors, `training.json` and the loss curve into `out`."""
-    unet = UNet2DConditionModel(**base_unet.CONFIG)
-    stages = (base_rounds.NAME, "unet", "unet-128")
-    if not any(load_checkpoint(config.work / stage, {"ema": unet})[0] for stage in stages):
-        raise FileNotFoundError(f"no denoiser in {config.work}: run the stage 'unet' first")
+    unet = finished_unet(config, (base_rounds.NAME, "unet", "unet-128"))
     pipe = assemble(config, vae.cpu(), unet)
-    noise = measure_image_noise(pipe.vae, rows, images)
+    noise = measure_image_noise(pipe, rows, images)
     pipe.register_to_config(image_noise=noise["image_noise"] or None)
     settings = {k: v for k, v in dataclasses.asdict(config).items() if not isinstance(v, Path) and v is not None}
     record: dict[str, Any] = {"command": "python -m lora.train_base", "config": settings}

