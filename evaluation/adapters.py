@@ -1,7 +1,8 @@
 """What the shipped adapters change: each against the bare base, on unseen images, same prompts and seeds.
 
-Two measures. KID against the val split, without and with the adapter, and how far it falls. And a judge, trained on
-real images only, that says how many of the generated images it takes for what the adapter was made for.
+Two measures. KID against the val split, without and with the adapter, and how far it falls; on features of a second
+network too, where one is named. And a judge, trained on real images only, that says how many of the generated images
+it takes for what the adapter was made for.
 
 Read the judge with care where it tells COVID-19 films from other films of the chest: the ones all come from one source
 and the others from three more, so that it may go by a hospital's cropping, contrast and lettering rather than by
@@ -27,7 +28,8 @@ from pipeline.adapter_files import Adapter, check_adapter, read_adapter
 from pipeline.adapter_names import WEIGHT_NAME, shipped_adapters
 from pipeline.dicom_input import read_image
 
-from .features import NETWORK_SIZE, extract_features
+from .feature_networks import feature_network
+from .features import FeatureNetwork, extract_features
 from .fidelity import DRAWS, MINIMUM_COUNT, Distance, kernel_distance
 from .images import SIZE, count_by, generate, load_pipeline, spread
 from .judge import (
@@ -210,6 +212,7 @@ def compare_adapters(
     steps: int | None = None,
     guidance: float | None = None,
     batch: int = 4,
+    networks: Sequence[str] = ("efficientnet-lite0",),
     cache: str | Path | None = None,
 ) -> dict[str, Any]:
     """Measure adapters against the bare base.
@@ -229,6 +232,8 @@ def compare_adapters(
         Folder or Hub id of the pipeline, or the pipeline itself, without adapters.
     steps, guidance, batch, cache
         As for `generate`.
+    networks
+        Names of feature networks, see `feature_network`; what is reached is told by the first.
 
     Raises
     ------
@@ -252,6 +257,7 @@ def compare_adapters(
     files = {name: read_adapter(folder).named(name) for name, folder in folders.items()}
     for adapter in files.values():  # all before hours of work
         check_adapter(adapter, pipe.unet, pipe.text_encoder)
+    looks = [feature_network(name, data=data, cache=cache) for name in networks]
     judge = train_judge(data, cache=cache)
     seen = {name: judge.predict(real_images(name, rows, cache)) for name, rows in val.items()}
     answers = [CLASSES.index(class_of(row)) for rows in val.values() for row in rows]
@@ -260,12 +266,12 @@ def compare_adapters(
     for name, adapter in files.items():
         print(f"adapter {name}", file=sys.stderr)
         rows = {"val": val[name], "train": adapter_rows(name, data, "train")}
-        results[name] = _measure(pipe, adapter, folders[name], rows, judge, count, seeds, how)
+        results[name] = _measure(pipe, adapter, folders[name], rows, judge, looks, count, seeds, how)
         results[name]["judge"]["real_val"] = recognised(name, seen[name])
     return {
         "what": "adapters",
         "measure": "KID without and with each adapter, unbiased, cubic polynomial kernel; 95 % bootstrap intervals",
-        "network": f"EfficientNet-Lite0 (ImageNet), {NETWORK_SIZE} px, float32",
+        "network": looks[0].description,
         "judge": {
             "what": f"linear on EfficientNet-Lite0 features at {JUDGE_SIZE} px, trained on the real train split only",
             "real_val": score(answers, np.concatenate(list(seen.values())), CLASSES),
@@ -283,6 +289,7 @@ def _measure(
     folder: Path,
     rows: dict[str, list[dict[str, str]]],
     judge: Judge,
+    networks: Sequence[FeatureNetwork],
     count: int,
     seeds: Sequence[int],
     how: dict[str, Any],
@@ -308,17 +315,19 @@ def _measure(
     finally:
         pipe.unload_lora_weights()
     sample = spread(rows["train"], "pack", shares, min(count * len(seeds), len(rows["train"])), seeds[0])
-    real, floor = (
-        extract_features(real_images(name, some, how["cache"]), description=f"features of {words} images, {name}")
-        for some, words in ((rows["val"], "val"), (sample, "train"))
-    )
-    features = {
-        side: {s: extract_features(some, description=f"features {side} {name}") for s, some in by_seed.items()}
-        for side, by_seed in images.items()
-    }
+    real = [real_images(name, some, how["cache"]) for some in (rows["val"], sample)]
     target = TARGET_NEW if name in NEW_PACKS.values() else TARGET_KNOWN
-    kid = compare_features(features["without"], features["with"], real, target)
-    kid["floor"] = asdict(kernel_distance(floor, real, seed=seeds[0]))
+
+    def distances(network: FeatureNetwork) -> dict[str, Any]:
+        val, floor = (extract_features(some, network=network, description=f"features, {name}") for some in real)
+        without, with_adapter = (
+            {s: extract_features(some, network=network, progress=False) for s, some in by_seed.items()}
+            for by_seed in images.values()
+        )
+        found = compare_features(without, with_adapter, val, target)
+        return {**found, "floor": asdict(kernel_distance(floor, val, seed=seeds[0]))}
+
+    kid, *others = [distances(network) for network in networks]
     made_for = adapter.metadata.get("base_model_sha256")
     return {
         "contrast": CONTRAST.get(name, "none"),
@@ -331,6 +340,10 @@ def _measure(
             "train_sample": len(sample),
         },
         "kid": kid,
+        "networks": {
+            network.name: {"network": network.description, "kid": other}
+            for network, other in zip(networks[1:], others, strict=True)
+        },
         "judge": {
             side: recognised(name, judge.predict(np.concatenate(list(by_seed.values()))))
             for side, by_seed in images.items()

@@ -66,6 +66,9 @@ def make_parser() -> argparse.ArgumentParser:
     one.add_argument("--adapters", nargs="+", help="names or folders (default: all that are shipped)")
     one.add_argument("--count", type=int, default=60, help="images a seed, at least 20 (default: 60)")
     one.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the draws and images (default: 0 1 2)")
+    one.add_argument(
+        "--networks", nargs="+", default=["efficientnet-lite0"], help="also: own, Hub ids (default: %(default)s)"
+    )
     one.add_argument("--out", required=True, help="JSON to write")
 
     one = commands.add_parser("privacy", parents=[model, seeded], help="copies, membership, sources found again")

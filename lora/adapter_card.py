@@ -76,6 +76,7 @@ def render_card(record: dict[str, Any]) -> str:
         f"- {record['steps']} steps, {record['images_seen']} images seen; kept are the weights of step "
         f"{record['kept_step']}; ended because: {record['stop_reason']}",
         *_rounds(record["config"]),
+        *_matching(record["config"]),
         *_strength(record["config"]),
         *_init(record.get("init")),
         _losses(record["losses"]),
@@ -100,6 +101,16 @@ def _rounds(config: dict[str, Any]) -> list[str]:
     return [
         f"- of them the last {config['rounds']} rounds against its own samples (Direct Discriminative Optimization, "
         f"Zheng et al. 2025): {config['round_samples']} samples and {config['round_steps']} steps each"
+    ]
+
+
+def _matching(config: dict[str, Any]) -> list[str]:
+    if not config.get("match_steps"):
+        return []
+    return [
+        f"- of them the last {config['match_steps']} so that drawn images look, as a set, like the training images to "
+        "EfficientNet-Lite2 (maximum mean discrepancy, Gretton et al. 2012); a KID by a relative of that network, as "
+        "the one above is, flatters them"
     ]
 
 

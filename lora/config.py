@@ -67,6 +67,12 @@ class AdapterConfig:
     round_steps: int = _option("optimizer steps of a round; each takes as many own samples as images", 150)
     round_samples: int = _option("samples that a round draws first", 160)
     round_learning_rate: float = _option("peak learning rate of a round", 3e-4)
+    match_steps: int = _option(
+        "at last, so many steps that make drawn images look, as a set, like the training images to a network: "
+        "sharper and closer in kind; 0 for none",
+        0,
+    )
+    match_learning_rate: float = _option("peak learning rate of these steps", 3e-4)
     strength: float = _option(
         "weight to keep the finished adapter at, as `--adapter NAME:0.7` sets it: below 1 leaves more of the base",
         1.0,
@@ -116,9 +122,9 @@ class AdapterConfig:
             self._at_least(name, 1)
         for name in ("sample_count", "frames_per_file", "save_every", "round_steps", "round_samples"):
             self._at_least(name, 1)
-        for name in ("seed", "verdict_count", "rounds"):
+        for name in ("seed", "verdict_count", "rounds", "match_steps"):
             self._at_least(name, 0)
-        self._at_least("steps", 0 if self.rounds else 1)
+        self._at_least("steps", 0 if self.rounds or self.match_steps else 1)
         if self.most is not None:
             self._at_least("most", 2)
         if self.init is not None and Path(self.init).resolve() == self.out.resolve():
@@ -126,7 +132,7 @@ class AdapterConfig:
         for name, low, high in (("caption_drop", 0, 1), ("ema_decay", 0, 1), ("validation_share", 0, 1)):
             if not low <= getattr(self, name) < high:
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}; allowed is from {low} to below {high}")
-        for name in ("learning_rate", "alpha", "noise_shift", "round_learning_rate", "strength"):
+        for name in ("learning_rate", "alpha", "noise_shift", "round_learning_rate", "match_learning_rate", "strength"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise ValueError(f"`{name}` is {value!r}; allowed is a number above 0")

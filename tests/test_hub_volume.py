@@ -66,6 +66,16 @@ def test_the_folder_is_the_model_its_code_and_a_card(project, folder):
         assert path.read_bytes() == (project.volume / path.name).read_bytes()
 
 
+def test_what_is_a_link_in_the_tree_is_a_file_on_the_hub(tmp_path):
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "volume" / "text_encoder").mkdir(parents=True)
+    (tmp_path / "volume" / "text_encoder" / "model.safetensors").symlink_to("../../base/model.safetensors")
+    copy_model(tmp_path / "volume", tmp_path / "out")
+    copied = tmp_path / "out" / "text_encoder" / "model.safetensors"
+    assert copied.read_bytes() == b"weights" and not copied.is_symlink()
+
+
 def test_the_card(project, folder):
     taken = json.loads((folder.parent / "numbers.json").read_text())[f"{VOLUME}/README.md"]
     card = (folder / "README.md").read_text()

@@ -89,3 +89,13 @@ def test_no_pickles_and_no_machine_paths():
         pytest.skip("not a git checkout")
     for name in filter(None, tracked.stdout.split("\0")):
         assert not name.endswith((".pt", ".pth", ".ckpt", ".bin", ".pkl")), name
+
+
+def test_links_lead_to_files_of_the_tree():
+    """The volume model's text encoder is the base's; a Hub folder gets a copy, see `copy_model`."""
+    links = [path for path in (ROOT / "pipeline").rglob("*") if path.is_symlink()]
+    assert [path.relative_to(ROOT / "pipeline").as_posix() for path in links] == [
+        "volume/text_encoder/model.safetensors"
+    ]
+    for path in links:
+        assert not path.readlink().is_absolute() and path.resolve().is_relative_to(ROOT / "pipeline") and path.is_file()

@@ -1,0 +1,232 @@
+"""Matching: what the adapter draws is to look, as a set, as the training images do to a network that has learnt to see.
+
+The squared maximum mean discrepancy (Gretton et al. 2012) falls between features of drawn and of training images, as in
+generative moment matching networks (Li et al. 2015), with the cubic kernel that KID is defined with (Binkowski et al.
+2018); images whose captions many share are matched among themselves too, so that what a caption names is kept. Features
+are EfficientNet-Lite2's (`perceptual`), not those of the networks that judge in `evaluation`, the default of which is
+its relative. Images are drawn as users draw them, with fewer steps; the gradient goes through decoder and scheduler to
+what the denoiser predicts at a few of the steps, and not through its inputs (DRTune, Wu et al. 2024).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+from tqdm.auto import tqdm
+
+from evaluation.features import FEATURES, NETWORK_SIZE
+from pipeline.pipeline_noise import add_image_noise
+
+from .perceptual import load_perceptual, normalised
+
+INFERENCE_STEPS = 12  # or the pipeline's, if those are fewer
+GRADIENT_STEPS = 3  # the last one, and others at random
+QUEUE = 48  # drawn images that a new one is compared with, beside those of its own batch
+REAL = 1200  # training images that they are compared with, at most
+SHARED = 20  # training images that must have a caption for it to be matched on its own
+FIRST, LATER = 79, 80  # streams of random numbers: of the images drawn before the first step, of those of the steps
+
+
+class FeatureMatching:
+    """Features of the training images, and of the latest images drawn.
+
+    Attributes
+    ----------
+    stored
+        What a checkpoint keeps: features of the latest images, and the number of the caption of each.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer, device = trainer, trainer.accelerator.device
+        self.network = load_perceptual(str(device))
+        self.vae = trainer.pipe.vae.requires_grad_(False)
+        training = trainer.training
+        rng = np.random.default_rng([trainer.config.seed, FIRST])
+        compared = np.sort(rng.permutation(len(training))[:REAL])
+        numbers, captions = np.unique(trainer.encoded.plain[training], return_inverse=True)
+        self.caption = dict(zip(training.tolist(), captions.tolist(), strict=True))  # number of each image's caption
+        shared = np.bincount(captions[compared], minlength=len(numbers)) >= SHARED
+        self.shared = torch.from_numpy(shared).to(device)
+        self.real_caption = torch.from_numpy(captions[compared]).to(device)
+        self.real = self._features_of(training[compared])
+        width = (QUEUE, FEATURES)
+        self.queue = torch.nn.ParameterList([torch.zeros(width), torch.zeros(QUEUE)]).requires_grad_(False).to(device)
+        self.stored: dict[str, torch.nn.Module] = {"matching": self.queue}
+
+    # ---- features -----------------------------------------------------------------------------------------------
+
+    def _profile(self, index: int) -> Any:
+        trainer = self.trainer
+        return trainer.pipe._profile(trainer.data.plain(index), trainer.config.modality, None, required=False)
+
+    def _features(self, images: torch.Tensor, chosen: np.ndarray) -> torch.Tensor:
+        """Features (N, 1280) of images (N, 3, H, W) in [0, 1]; grey where the modality of their captions is grey."""
+        grey = torch.tensor([self._profile(i).photometric_interpretation != "RGB" for i in chosen.tolist()])
+        images = torch.where(grey.view(-1, 1, 1, 1).to(images.device), images.mean(1, keepdim=True), images)
+        size = (NETWORK_SIZE, NETWORK_SIZE)
+        images = functional.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
+        return self.network.extract_features(normalised(images)).float().mean((2, 3))
+
+    @torch.no_grad()
+    def _features_of(self, chosen: np.ndarray) -> torch.Tensor:
+        """Features of training images."""
+        parts, device = [], self.trainer.accelerator.device
+        hidden = not self.trainer.accelerator.is_main_process
+        for start in tqdm(range(0, len(chosen), 16), desc="looking at training images", disable=hidden, mininterval=1):
+            some = chosen[start : start + 16]
+            pixels = torch.from_numpy(self.trainer.data.images[some]).permute(0, 3, 1, 2).to(device)
+            parts.append(self._features(pixels.float() / 255, some))
+        return torch.cat(parts)
+
+    # ---- drawing ------------------------------------------------------------------------------------------------
+
+    def _draw(self, rows: np.ndarray, seeds: list[int], rng: np.random.Generator | None) -> torch.Tensor:
+        """Draw scaled latents (N, C, h, w); with `rng`, which chooses the steps, they carry a gradient."""
+        trainer = self.trainer
+        pipe, sampler, device = trainer.pipe, trainer.sampler, trainer.accelerator.device
+        scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+        scheduler.set_timesteps(min(INFERENCE_STEPS, sampler.steps), device=device)
+        taught: set[int] = set()
+        if rng is not None:
+            last = len(scheduler.timesteps) - 1
+            taught = {last, *rng.choice(last, min(GRADIENT_STEPS - 1, last), replace=False).tolist()}
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        noise = torch.cat([torch.randn((1, *sampler.shape), generator=generator) for generator in generators])
+        latents = noise.to(device) * scheduler.init_noise_sigma
+        text = sampler.embeddings[torch.from_numpy(rows)].float().to(device)
+        guided = sampler.guidance > 1
+        if guided:
+            text = torch.cat([sampler.embeddings[:1].float().to(device).expand_as(text), text])
+        extra = pipe.prepare_extra_step_kwargs(generators, eta=0.0)
+        for number, time in enumerate(scheduler.timesteps):
+            given = scheduler.scale_model_input(latents.detach(), time)
+            given = torch.cat([given] * 2) if guided else given
+            with torch.set_grad_enabled(number in taught), trainer.accelerator.autocast():
+                given = given.contiguous(memory_format=torch.channels_last)
+                predicted = pipe.unet(given, time, text, return_dict=False)[0].float()
+                if guided:
+                    without, named = predicted.chunk(2)
+                    predicted = without + sampler.guidance * (named - without)
+            latents = scheduler.step(predicted, time, latents, **extra, return_dict=False)[0]
+        return latents
+
+    def _made(self, chosen: np.ndarray, rng: np.random.Generator, *, gradient: bool) -> torch.Tensor:
+        """Features of images drawn for the captions of training images, this process's share of them."""
+        trainer = self.trainer
+        rank, world = trainer.accelerator.process_index, trainer.accelerator.num_processes
+        wordings = trainer.encoded.wordings
+        rows = wordings[rng.integers(len(wordings), size=len(chosen)), chosen][rank::world]
+        seeds = rng.integers(2**40, size=len(chosen)).tolist()[rank::world]
+        own = chosen[rank::world]
+        with torch.set_grad_enabled(gradient):
+            latents = self._draw(rows, seeds, rng if gradient else None)
+            self.vae.to(latents.device, memory_format=torch.channels_last)
+            decoded = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype), return_dict=False)
+            images = (decoded[0].float() / 2 + 0.5).clamp(0, 1)
+            if fits := trainer.pipe.config.image_noise:
+                each = [fits.get(self._profile(i).name) for i in own.tolist()]
+                noisy = add_image_noise(images.detach().cpu(), each, seeds).to(images.device)
+                images = images + (noisy - images.detach())
+            return self._features(images, own)
+
+    def _gathered(self, features: torch.Tensor, count: int) -> torch.Tensor:
+        """Features of a batch of `count`, from all processes, without gradient."""
+        accelerator = self.trainer.accelerator
+        whole = torch.zeros(count, FEATURES, device=accelerator.device)
+        whole[accelerator.process_index :: accelerator.num_processes] = features.detach()
+        return accelerator.reduce(whole, "sum")
+
+    def _captions(self, chosen: np.ndarray) -> torch.Tensor:
+        return torch.tensor([self.caption[i] for i in chosen.tolist()], device=self.real.device)
+
+    def _remember(self, features: torch.Tensor, captions: torch.Tensor) -> None:
+        with torch.no_grad():
+            for kept, new in zip(self.queue, (features, captions), strict=True):
+                kept.copy_(torch.cat([kept, new.to(kept)])[-QUEUE:])
+
+    # ---- the run ------------------------------------------------------------------------------------------------
+
+    def _choose(self, rng: np.random.Generator) -> np.ndarray:
+        training, batch = self.trainer.training, self.trainer.config.batch
+        return rng.choice(training, batch, replace=batch > len(training))
+
+    def begin(self) -> None:
+        """Draw the first images to compare with."""
+        batches = -(-QUEUE // self.trainer.config.batch)
+        hidden = not self.trainer.accelerator.is_main_process
+        for number in tqdm(range(batches), desc="drawing images to match", disable=hidden, mininterval=1):
+            rng = np.random.default_rng([self.trainer.config.seed, FIRST, number])
+            chosen = self._choose(rng)
+            features = self._made(chosen, rng, gradient=False)
+            self._remember(self._gathered(features, len(chosen)), self._captions(chosen))
+
+    def losses(self, micro: int) -> torch.Tensor:
+        """The loss of each image of this process's share of a batch, (N,); its mean's gradient is that of the MMD."""
+        trainer = self.trainer
+        rng = np.random.default_rng([trainer.config.seed, LATER, trainer.step, micro])
+        chosen = self._choose(rng)
+        features = self._made(chosen, rng, gradient=True)
+        captions = self._captions(chosen)
+        batch = self._gathered(features, len(chosen))
+        made = torch.cat([self.queue[0].detach(), batch])
+        made_caption = torch.cat([self.queue[1].detach().to(captions), captions])
+        place = torch.arange(len(chosen), device=batch.device)[
+            trainer.accelerator.process_index :: trainer.accelerator.num_processes
+        ]
+        found = witness(
+            features, captions[place], made, made_caption, self.real, self.real_caption, self.shared, QUEUE + place
+        )
+        self._remember(batch, captions)
+        return 2 * found
+
+    def distance(self) -> float:
+        """Squared MMD between the latest images drawn and training images."""
+        made = self.queue[0].detach()
+        pairs = [kernel(some, some) for some in (made, self.real)]
+        own = [(pair.sum() - pair.diagonal().sum()) / (len(pair) * max(len(pair) - 1, 1)) for pair in pairs]
+        return float(own[0] + own[1] - 2 * kernel(made, self.real).mean())
+
+
+def kernel(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """(x.y / d + 1)^3 of each pair, (N, M)."""
+    return (one @ other.T / one.shape[1] + 1) ** 3
+
+
+def witness(
+    features: torch.Tensor,
+    captions: torch.Tensor,
+    made: torch.Tensor,
+    made_captions: torch.Tensor,
+    real: torch.Tensor,
+    real_captions: torch.Tensor,
+    shared: torch.Tensor,
+    place: torch.Tensor,
+) -> torch.Tensor:
+    """How much more a feature is like drawn images than like real ones, (N,): the witness function of the MMD.
+
+    Parameters
+    ----------
+    features, captions
+        Of the images that are taught, (N, D), and numbers of their captions, (N,).
+    made, made_captions
+        Of drawn images, (M, D) and (M,), without gradient.
+    real, real_captions
+        Of training images.
+    shared
+        Whether a caption is matched on its own too, bool, by its number. That counts half.
+    place
+        Where in `made` each image itself stands: it is not compared with itself.
+    """
+    like_made, like_real = kernel(features, made), kernel(features, real)
+    others = torch.ones_like(like_made)
+    others[torch.arange(len(features), device=place.device), place] = 0
+    found = (like_made * others).sum(1) / others.sum(1) - like_real.mean(1)
+    same, same_real = (captions[:, None] == some[None] for some in (made_captions, real_captions))
+    same = same * others
+    among = (like_made * same).sum(1) / same.sum(1).clamp(min=1) - (like_real * same_real).sum(1) / same_real.sum(
+        1
+    ).clamp(min=1)
+    return found + 0.5 * among * (shared[captions] & (same.sum(1) > 0))
