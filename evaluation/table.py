@@ -69,16 +69,20 @@ def results_table(results: Path, training: Path) -> str:
 def adapters_table(found: dict[str, Any]) -> list[str]:
     """Lines of the table of adapters: KID and judge without and with each."""
     lines = [
-        "| adapter | images | KID, base | KID, with adapter | floor | fall (wanted) | recognised, base | with adapter "
-        "| real |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| adapter | images | KID, base | KID, with adapter | floor | fall (wanted) | fall by another network "
+        "| recognised, base | with adapter | real |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, one in found["adapters"].items():
         kid, judged = one["kid"], one["judge"]
-        fall = "-" if kid["fall"] is None else f"{kid['fall']:.0%}"
+        fall, *others = [
+            "-" if each["fall"] is None else f"{each['fall']:.0%}"
+            for each in (kid, *(other["kid"] for other in one.get("networks", {}).values()))
+        ]
         reached = "reached" if kid["met"] else "missed"
         cells = [name, str(kid["with"]["count"]), *(_kid(kid[kind]) for kind in ("without", "with", "floor"))]
         cells.append(f"{fall} ({kid['target']:.0%}): {reached}")
+        cells.append(", ".join(others) or "-")
         cells += [_recognised(judged[kind]) for kind in ("without", "with", "real_val")]
         lines.append(f"| {' | '.join(cells)} |")
     return lines

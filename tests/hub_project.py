@@ -71,6 +71,7 @@ RESULTS: dict[str, Any] = {
                 "target": 0.6,
                 "met": True,
             },
+            "networks": {"own": {"network": "own (ResNet-50)", "kid": {"fall": 0.6789}}},
             "judge": {"without": _share(0.0111), "with": _share(0.9222), "real_val": _share(0.9833)},
         }
     },

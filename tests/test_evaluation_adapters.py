@@ -293,11 +293,14 @@ def test_command_writes_the_file_that_the_table_is_made_of(packs, lora, cache, t
     out = tmp_path / "adapters.json"
     asked = ["adapters", "--adapters", str(lora / "covid-chest-xray"), "--count", "20", "--seeds", "0", "--steps", "1"]
     asked += ["--data", str(packs), "--model", str(tiny_folder), "--cache", str(cache), "--out", str(out)]
+    asked += ["--networks", "efficientnet-lite0", "efficientnet-lite0"]  # another would have to learn first
     assert main(asked) == 0
     found = json.loads(out.read_text())
+    one = found["adapters"]["covid-chest-xray"]
+    assert one["networks"]["efficientnet-lite0"] == {"network": found["network"], "kid": one["kid"]}
     assert found["what"] == "adapters" and found["versions"]["torch"] and found["seeds"] == [0]
     head, _, line = table.adapters_table(found)
-    assert line.startswith("| covid-chest-xray | 20 | ") and " | 0% (60%): missed | " in line
+    assert line.startswith("| covid-chest-xray | 20 | ") and " | 0% (60%): missed | 0% | " in line
     assert line.count("any chest X-ray") == 3 and line.count("|") == head.count("|")
 
 
@@ -310,9 +313,10 @@ def test_table_says_whether_the_target_is_reached():
     }
     line = table.adapters_table({"adapters": {"nuclei": one}})[-1]
     assert "| nuclei | 180 | 0.043 [0.030, 0.050] |" in line
-    assert line.endswith("| 72% (60%): reached | 95.5% | 95.5% | 95.5% |")
+    assert line.endswith("| 72% (60%): reached | - | 95.5% | 95.5% | 95.5% |")
     one["kid"] |= {"fall": None, "met": False}
-    assert "| - (60%): missed |" in table.adapters_table({"adapters": {"nuclei": one}})[-1]
+    one["networks"] = {"own": {"network": "ours", "kid": {**one["kid"], "fall": 0.12}}}
+    assert "| - (60%): missed | 12% |" in table.adapters_table({"adapters": {"nuclei": one}})[-1]
 
 
 def test_table_of_adapters_stands_only_where_they_were_measured(tmp_path):
