@@ -24,6 +24,8 @@ def measure(what: str, options: dict[str, Any]) -> tuple[dict[str, Any], Path]:
     function = _FUNCTIONS.get(what, what.replace("-", "_"))
     if what == "fidelity":
         function = _fidelity(options, out)
+    elif what == "adapters":
+        options["earlier"] = out if options.pop("keep") else None
     elif what == "history":
         options["path"] = out
     elif what == "explain":

@@ -13,6 +13,7 @@ are too narrow.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
@@ -214,6 +215,7 @@ def compare_adapters(
     batch: int = 4,
     networks: Sequence[str] = ("efficientnet-lite0",),
     cache: str | Path | None = None,
+    earlier: str | Path | None = None,
 ) -> dict[str, Any]:
     """Measure adapters against the bare base.
 
@@ -234,6 +236,8 @@ def compare_adapters(
         As for `generate`.
     networks
         Names of feature networks, see `feature_network`; what is reached is told by the first.
+    earlier
+        JSON of an earlier run: what it holds of other adapters stays, see `kept_results`.
 
     Raises
     ------
@@ -257,12 +261,18 @@ def compare_adapters(
     files = {name: read_adapter(folder).named(name) for name, folder in folders.items()}
     for adapter in files.values():  # all before hours of work
         check_adapter(adapter, pipe.unet, pipe.text_encoder)
+    defaults = {
+        "model_sha256": pipe.model_sha256,
+        "num_inference_steps": pipe.config.default_num_inference_steps if steps is None else steps,
+        "guidance_scale": pipe.config.default_guidance_scale if guidance is None else guidance,
+    }
+    results = kept_results(earlier, folders, defaults, count, seeds) if earlier and Path(earlier).is_file() else {}
+    kept = sorted(results)
     looks = [feature_network(name, data=data, cache=cache) for name in networks]
     judge = train_judge(data, cache=cache)
     seen = {name: judge.predict(real_images(name, rows, cache)) for name, rows in val.items()}
     answers = [CLASSES.index(class_of(row)) for rows in val.values() for row in rows]
     how = {"steps": steps, "guidance": guidance, "batch": batch, "cache": cache}
-    results: dict[str, Any] = {}
     for name, adapter in files.items():
         print(f"adapter {name}", file=sys.stderr)
         rows = {"val": val[name], "train": adapter_rows(name, data, "train")}
@@ -279,8 +289,48 @@ def compare_adapters(
         "captions": "plain",
         "seeds": list(seeds),
         "counts": {"images_a_seed": count, "bootstrap": DRAWS},
-        "adapters": results,
+        "of_an_earlier_run": kept,
+        "adapters": {name: results[name] for name in ADAPTERS if name in results},
     }
+
+
+def kept_results(
+    earlier: str | Path, measured: Collection[str], settings: dict[str, Any], count: int, seeds: Sequence[int]
+) -> dict[str, Any]:
+    """What an earlier run found of adapters that are not measured now, by name.
+
+    Parameters
+    ----------
+    earlier
+        Its JSON.
+    measured
+        Names of those that are.
+    settings
+        What must be equal of each: `model_sha256`, `num_inference_steps` and `guidance_scale`.
+    count, seeds
+        Of this run; equal too.
+
+    Raises
+    ------
+    ValueError
+        It was measured otherwise, or the weights of a shipped adapter are no longer those that were measured.
+    """
+    found = json.loads(Path(earlier).read_text(encoding="utf-8"))
+    before = {"count": found["counts"]["images_a_seed"], "seeds": found["seeds"]}
+    shipped, results = shipped_adapters(), {}
+    for name, one in found["adapters"].items():
+        if name in measured:
+            continue
+        then = {**before, **{key: one["settings"][key] for key in settings}}
+        now = {"count": count, "seeds": list(seeds), **settings}
+        if name in shipped:
+            then["adapter"], now["adapter"] = one["settings"]["adapters"][0][1], read_adapter(shipped[name]).sha256
+        if changed := [key for key in now if now[key] != then[key]]:
+            raise ValueError(
+                f"`keep`: {Path(earlier).name} has {name!r} with another {', '.join(changed)}; measure it again too"
+            )
+        results[name] = one
+    return results
 
 
 def _measure(

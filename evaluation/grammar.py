@@ -69,6 +69,7 @@ def make_parser() -> argparse.ArgumentParser:
     one.add_argument(
         "--networks", nargs="+", default=["efficientnet-lite0"], help="also: own, Hub ids (default: %(default)s)"
     )
+    one.add_argument("--keep", action="store_true", help="keep what --out holds of other adapters, if made alike")
     one.add_argument("--out", required=True, help="JSON to write")
 
     one = commands.add_parser("privacy", parents=[model, seeded], help="copies, membership, sources found again")

@@ -24,6 +24,7 @@ from evaluation.adapters import (
     compare_adapters,
     compare_features,
     find_adapters,
+    kept_results,
     real_images,
     recognised,
     train_judge,
@@ -31,6 +32,7 @@ from evaluation.adapters import (
 from evaluation.features import load_network
 from evaluation.fidelity import Distance
 from evaluation.images import SIZE
+from evaluation.report import write_json
 from lora.base_data import PACKS, read_square
 from lora.data import read_training_data
 from pipeline.adapter_files import read_adapter
@@ -302,6 +304,27 @@ def test_command_writes_the_file_that_the_table_is_made_of(packs, lora, cache, t
     head, _, line = table.adapters_table(found)
     assert line.startswith("| covid-chest-xray | 20 | ") and " | 0% (60%): missed | 0% | " in line
     assert line.count("any chest X-ray") == 3 and line.count("|") == head.count("|")
+
+
+def test_what_was_found_of_other_adapters_stays_if_it_was_made_alike(result, lora, tmp_path, monkeypatch):
+    monkeypatch.setattr("evaluation.adapters.shipped_adapters", lambda: {"nuclei": lora / "nuclei"})
+    path = tmp_path / "adapters.json"
+    write_json(path, result)
+    settings = {key: result["adapters"]["nuclei"]["settings"][key] for key in ("model_sha256", "num_inference_steps")}
+    count, seeds = result["counts"]["images_a_seed"], result["seeds"]
+    kept = kept_results(path, ["covid-chest-xray"], settings, count, seeds)
+    assert kept == {"nuclei": json.loads(path.read_text())["adapters"]["nuclei"]}
+    for change, word in (
+        ({"settings": {**settings, "model_sha256": "0"}}, "model_sha256"),
+        ({"count": count + 1}, "count"),
+        ({"seeds": [*seeds, 99]}, "seeds"),
+    ):
+        asked = {"settings": settings, "count": count, "seeds": seeds, **change}
+        with pytest.raises(ValueError, match=f"`keep`: adapters.json has 'nuclei' with another {word};"):
+            kept_results(path, ["covid-chest-xray"], **asked)
+    monkeypatch.setattr("evaluation.adapters.shipped_adapters", lambda: {"nuclei": lora / "covid-chest-xray"})
+    with pytest.raises(ValueError, match="with another adapter;"):
+        kept_results(path, ["covid-chest-xray"], settings, count, seeds)
 
 
 def test_table_says_whether_the_target_is_reached():
