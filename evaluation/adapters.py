@@ -266,7 +266,7 @@ def compare_adapters(
         "num_inference_steps": pipe.config.default_num_inference_steps if steps is None else steps,
         "guidance_scale": pipe.config.default_guidance_scale if guidance is None else guidance,
     }
-    results = kept_results(earlier, folders, defaults, count, seeds) if earlier and Path(earlier).is_file() else {}
+    results = kept_results(earlier, folders, defaults) if earlier and Path(earlier).is_file() else {}
     kept = sorted(results)
     looks = [feature_network(name, data=data, cache=cache) for name in networks]
     judge = train_judge(data, cache=cache)
@@ -294,10 +294,8 @@ def compare_adapters(
     }
 
 
-def kept_results(
-    earlier: str | Path, measured: Collection[str], settings: dict[str, Any], count: int, seeds: Sequence[int]
-) -> dict[str, Any]:
-    """What an earlier run found of adapters that are not measured now, by name.
+def kept_results(earlier: str | Path, measured: Collection[str], settings: dict[str, Any]) -> dict[str, Any]:
+    """What an earlier run found of adapters that are not measured now, by name; each says how many images it is of.
 
     Parameters
     ----------
@@ -307,8 +305,6 @@ def kept_results(
         Names of those that are.
     settings
         What must be equal of each: `model_sha256`, `num_inference_steps` and `guidance_scale`.
-    count, seeds
-        Of this run; equal too.
 
     Raises
     ------
@@ -316,13 +312,11 @@ def kept_results(
         It was measured otherwise, or the weights of a shipped adapter are no longer those that were measured.
     """
     found = json.loads(Path(earlier).read_text(encoding="utf-8"))
-    before = {"count": found["counts"]["images_a_seed"], "seeds": found["seeds"]}
     shipped, results = shipped_adapters(), {}
     for name, one in found["adapters"].items():
         if name in measured:
             continue
-        then = {**before, **{key: one["settings"][key] for key in settings}}
-        now = {"count": count, "seeds": list(seeds), **settings}
+        then, now = {key: one["settings"][key] for key in settings}, dict(settings)
         if name in shipped:
             then["adapter"], now["adapter"] = one["settings"]["adapters"][0][1], read_adapter(shipped[name]).sha256
         if changed := [key for key in now if now[key] != then[key]]:

@@ -311,20 +311,14 @@ def test_what_was_found_of_other_adapters_stays_if_it_was_made_alike(result, lor
     path = tmp_path / "adapters.json"
     write_json(path, result)
     settings = {key: result["adapters"]["nuclei"]["settings"][key] for key in ("model_sha256", "num_inference_steps")}
-    count, seeds = result["counts"]["images_a_seed"], result["seeds"]
-    kept = kept_results(path, ["covid-chest-xray"], settings, count, seeds)
+    kept = kept_results(path, ["covid-chest-xray"], settings)
     assert kept == {"nuclei": json.loads(path.read_text())["adapters"]["nuclei"]}
-    for change, word in (
-        ({"settings": {**settings, "model_sha256": "0"}}, "model_sha256"),
-        ({"count": count + 1}, "count"),
-        ({"seeds": [*seeds, 99]}, "seeds"),
-    ):
-        asked = {"settings": settings, "count": count, "seeds": seeds, **change}
-        with pytest.raises(ValueError, match=f"`keep`: adapters.json has 'nuclei' with another {word};"):
-            kept_results(path, ["covid-chest-xray"], **asked)
+    for key in settings:
+        with pytest.raises(ValueError, match=f"`keep`: adapters.json has 'nuclei' with another {key};"):
+            kept_results(path, ["covid-chest-xray"], {**settings, key: 0})
     monkeypatch.setattr("evaluation.adapters.shipped_adapters", lambda: {"nuclei": lora / "covid-chest-xray"})
     with pytest.raises(ValueError, match="with another adapter;"):
-        kept_results(path, ["covid-chest-xray"], settings, count, seeds)
+        kept_results(path, ["covid-chest-xray"], settings)
 
 
 def test_table_says_whether_the_target_is_reached():
