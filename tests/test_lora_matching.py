@@ -13,9 +13,8 @@ from lora import matching, train
 from lora.config import AdapterConfig
 from lora.matching import kernel, witness
 from lora.run_history import RunHistory
-from lora.trainer import AdapterTrainer
 
-from .test_lora_train import ROUNDS, data, run, same, trainers, weights_of  # noqa: F401 (fixtures)
+from .test_lora_train import ROUNDS, data, ends_the_same_when_broken_off, run, trainers  # noqa: F401 (fixtures)
 
 
 @pytest.fixture
@@ -83,21 +82,8 @@ def test_matching_brings_drawn_images_nearer_to_the_training_images(data, tiny_f
 @pytest.mark.usefixtures("network")
 @pytest.mark.parametrize("at", [7, 8, 9])  # within a round, in the first step of matching, and between two
 def test_a_run_broken_off_in_matching_ends_with_the_same_weights(data, tiny_folder, tmp_path, monkeypatch, at):  # noqa: F811
-    whole, broken = tmp_path / "whole" / "adapter", tmp_path / "broken" / "adapter"
     options = (*ROUNDS, "--match-steps", 3)
-    assert run(data, whole, tiny_folder, *options, steps=1) == 0
-    original, left = AdapterTrainer.train_step, [at]
-
-    def break_off(self: AdapterTrainer) -> torch.Tensor:
-        left[0] -= 1
-        if not left[0]:
-            raise KeyboardInterrupt
-        return original(self)
-
-    monkeypatch.setattr(AdapterTrainer, "train_step", break_off)
-    assert run(data, broken, tiny_folder, *options, steps=1) == 130
-    assert run(data, broken, tiny_folder, *options, steps=1) == 0
-    assert same(weights_of(broken), weights_of(whole))
+    ends_the_same_when_broken_off(data, tiny_folder, tmp_path, monkeypatch, at, *options, steps=1)
 
 
 def history(*distances: float, copies: tuple[int, ...] = ()) -> list[dict]:

@@ -295,10 +295,12 @@ def test_an_adapter_kept_at_a_strength_is_the_same_at_that_weight(data, finished
         assert f"`strength` is {float(strength)}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("at", [3, 4, 6])  # in the first step of a round, within one, and between two
-def test_a_run_broken_off_in_a_round_ends_with_the_same_weights(data, tiny_folder, tmp_path, monkeypatch, at):
-    whole, broken = tmp_path / "whole" / "adapter", tmp_path / "broken" / "adapter"
-    assert run(data, whole, tiny_folder, *ROUNDS, steps=2) == 0
+def ends_the_same_when_broken_off(
+    data: Path, model: Path, place: Path, monkeypatch: pytest.MonkeyPatch, at: int, *options: Any, steps: int
+) -> None:
+    """Assert that a run broken off in its `at`th step and run again has the weights of an unbroken one."""
+    whole, broken = place / "whole" / "adapter", place / "broken" / "adapter"
+    assert run(data, whole, model, *options, steps=steps) == 0
     original, left = AdapterTrainer.train_step, [at]
 
     def break_off(self: AdapterTrainer) -> torch.Tensor:
@@ -308,9 +310,14 @@ def test_a_run_broken_off_in_a_round_ends_with_the_same_weights(data, tiny_folde
         return original(self)
 
     monkeypatch.setattr(AdapterTrainer, "train_step", break_off)
-    assert run(data, broken, tiny_folder, *ROUNDS, steps=2) == 130
-    assert run(data, broken, tiny_folder, *ROUNDS, steps=2) == 0
+    assert run(data, broken, model, *options, steps=steps) == 130
+    assert run(data, broken, model, *options, steps=steps) == 0
     assert same(weights_of(broken), weights_of(whole))
+
+
+@pytest.mark.parametrize("at", [3, 4, 6])  # in the first step of a round, within one, and between two
+def test_a_run_broken_off_in_a_round_ends_with_the_same_weights(data, tiny_folder, tmp_path, monkeypatch, at):
+    ends_the_same_when_broken_off(data, tiny_folder, tmp_path, monkeypatch, at, *ROUNDS, steps=2)
 
 
 def test_one_person_alone_trains_without_verdict(tiny_folder, tmp_path):
