@@ -53,7 +53,7 @@ def read_init(source: str, pipe: Any, config: AdapterConfig) -> Adapter:
     Raises
     ------
     ValueError
-        It cannot be read, or has other layers, another rank or another scale than the run.
+        It cannot be read, or has other layers, a lower rank or another scale than the run.
     """
     adapter = read_adapter(source)
     check_adapter(adapter, pipe.unet, pipe.text_encoder)
@@ -64,20 +64,37 @@ def read_init(source: str, pipe: Any, config: AdapterConfig) -> Adapter:
         if isinstance(module, torch.nn.Linear | torch.nn.Conv2d)
         and any(name == ending or name.endswith(f".{ending}") for ending in endings)
     }
-    ranks = {len(tensor) for key, tensor in adapter.state_dict.items() if ".lora_A." in key}
+    rank = min(len(tensor) for key, tensor in adapter.state_dict.items() if ".lora_A." in key)
     scalings = {layer: config.scale / config.rank for layer in layers}
-    if adapter.scalings != scalings or ranks != {config.rank}:
+    if adapter.scalings != scalings or rank < config.rank:
         raise ValueError(
-            f"`init` is {adapter.name!r}, which has other layers, another rank or another alpha than this run; allowed "
-            f"is one of `rank` {config.rank}, `alpha` {config.scale} and `target` {config.target!r}, or give its own"
+            f"`init` is {adapter.name!r}, which has other layers, a lower rank or another scale than this run; allowed "
+            f"is one of `rank` {config.rank} or more, alpha {config.scale / config.rank:g} times its rank and `target` "
+            f"{config.target!r}, or give its own"
         )
     return adapter
 
 
-def load_init(unet: Any, adapter: Adapter) -> None:
-    """Put the weights of `read_init` into the adapter that `add_lora` added."""
+def load_init(unet: Any, adapter: Adapter, rank: int) -> None:
+    """Put the weights of `read_init` into the adapter that `add_lora` added, cut down to its rank."""
     state = {key: tensor.float() for key, tensor in adapter.part("unet").items()}
+    for key in [key for key in state if ".lora_A." in key and len(state[key]) > rank]:
+        other = key.replace(".lora_A.", ".lora_B.")
+        state[key], state[other] = cut_rank(state[key], state[other], rank)
     set_peft_model_state_dict(unet, state, adapter_name=ADAPTER)
+
+
+def cut_rank(first: torch.Tensor, second: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The A (r, inputs, ...) and B (outputs, r, ...) of lower rank whose product is nearest to theirs.
+
+    By singular values (Eckart and Young 1936); A and B get equal parts of them.
+    """
+    left, values, right = torch.linalg.svd(second.flatten(1) @ first.flatten(1), full_matrices=False)
+    root = values[:rank].sqrt()
+    return (
+        (root[:, None] * right[:rank]).reshape(rank, *first.shape[1:]),
+        (left[:, :rank] * root).reshape(len(second), rank, *second.shape[2:]),
+    )
 
 
 def add_lora(unet: Any, config: AdapterConfig, dtype: torch.dtype) -> list[torch.nn.Parameter]:

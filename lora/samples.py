@@ -15,6 +15,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch.nn import functional
 from tqdm.auto import tqdm
 
+from pipeline.pipeline_noise import add_image_noise
+
 COLUMNS = 4
 
 
@@ -85,13 +87,25 @@ class Sampler:
 
 
 @torch.no_grad()
-def decode(vae: Any, latents: torch.Tensor, device: torch.device) -> np.ndarray:
-    """Latents as uint8 images (N, H, W, 3), one at a time (flat memory); the autoencoder visits the device for it."""
+def decode(
+    vae: Any,
+    latents: torch.Tensor,
+    device: torch.device,
+    noise: Sequence[dict[str, Any] | None] | None = None,
+    seeds: Sequence[int] = (),
+) -> np.ndarray:
+    """Latents as uint8 images (N, H, W, 3), one at a time (flat memory); the autoencoder visits the device for it.
+
+    With `noise`, the fits of each image's modality (None where it has none), as the pipeline draws it with `seeds`.
+    """
     vae.to(device)
-    images = []
+    images: list[np.ndarray] = []
     for row in latents.split(1):
         image = vae.decode((row / vae.config.scaling_factor).to(device, vae.dtype), return_dict=False)[0]
-        images.append((image[0].float().cpu() / 2 + 0.5).clamp(0, 1).permute(1, 2, 0).numpy())
+        image = (image.float().cpu() / 2 + 0.5).clamp(0, 1)
+        if noise is not None:
+            image = add_image_noise(image, noise[len(images) :][:1], seeds[len(images) :][:1])
+        images.append(image[0].permute(1, 2, 0).numpy())
     vae.to("cpu")
     return np.round(np.stack(images) * 255).astype(np.uint8)
 

@@ -27,6 +27,7 @@ from .adapter_record import finish, guess_modality
 from .config import AdapterConfig, parse_config
 from .data import TrainingData, read_training_data
 from .encoding import choose_prompts, encode_data
+from .matching import SIZES
 from .objective import Objective
 from .perceptual import load_perceptual
 from .precision import has_bfloat16
@@ -104,7 +105,8 @@ def train_adapter(config: AdapterConfig, *, say: Callable[[str], None] = print) 
         raise ValueError(f"`batch` is {config.batch}; allowed is at least {accelerator.num_processes}, one a process")
     if config.match_steps:
         try:
-            load_perceptual()
+            for size in SIZES:
+                load_perceptual(size=size)
         except ImportError as error:
             raise ValueError(f"`match_steps` is {config.match_steps}, but {error}") from error
     pipe = load_base(config.model)

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from pipeline.adapter_files import Adapter
+from pipeline.dicom_profiles import DicomProfile
 
 from .adapter_base import DTYPES, add_lora, load_init
 from .checkpoint import load_checkpoint, save_checkpoint
@@ -62,7 +63,7 @@ class AdapterTrainer:
         self.full_precision = copy.deepcopy(pipe.unet).cpu() if accelerator.mixed_precision != "no" else None
         self.lora = torch.nn.ParameterList(add_lora(pipe.unet, config, DTYPES[accelerator.mixed_precision]))
         if init is not None:
-            load_init(pipe.unet, init)
+            load_init(pipe.unet, init, config.rank)
         self.ema, self.best = (
             torch.nn.ParameterList(p.detach().clone() for p in self.lora).requires_grad_(False) for _ in range(2)
         )
@@ -130,6 +131,17 @@ class AdapterTrainer:
         if self.accelerator.is_main_process:
             self.folder.write_log(log)
         self.history.records = [record for record in log if "copies" in record]
+
+    # ---- the modality of an image --------------------------------------------------------------------------------
+
+    def profile(self, index: int) -> DicomProfile:
+        """The profile that an image drawn for the caption of image `index` gets."""
+        profile: DicomProfile = self.pipe._profile(self.data.plain(index), self.config.modality, None, required=False)
+        return profile
+
+    def noise_of(self, index: int) -> dict[str, Any] | None:
+        """The noise that the pipeline draws into it, None where it draws none."""
+        return (self.pipe.config.image_noise or {}).get(self.profile(index).name)
 
     # ---- one step -----------------------------------------------------------------------------------------------
 

@@ -90,8 +90,9 @@ def _kid(trainer: AdapterTrainer, data: TrainingData) -> dict[str, Any]:
         return {"not_measured": "another process does"}
     real = extract_features(data.images[order[:MOST_REAL]], progress=False)
     found = {}
+    noise = [trainer.noise_of(int(order[i % len(order)])) for i in range(count)]
     for name, latents in (("before", before), ("after", after)):
-        images = decode(trainer.pipe.vae, latents, trainer.accelerator.device)
+        images = decode(trainer.pipe.vae, latents, trainer.accelerator.device, noise, seeds)
         found[name] = asdict(kernel_distance(extract_features(images, progress=False), real))
     return found
 

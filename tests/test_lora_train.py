@@ -265,14 +265,27 @@ def test_going_on_from_an_adapter(data, finished, tiny_folder, tmp_path, trainer
     first = [json.loads((f / "log.jsonl").read_text().splitlines()[0]) for f in (out, finished)]
     assert first[0]["validation_loss"] == first[1]["validation_loss"]
     for options, message in (
-        (["--rank", 4], "`init` is 'my-xrays'"),
-        (["--alpha", 4], "another alpha"),
+        (["--rank", 16], "`init` is 'my-xrays'"),
+        (["--alpha", 4], "another scale"),
         (["--target", "attention"], "other layers"),
         (["--init", out / "training.json"], "`source`"),
     ):
         assert run(data, tmp_path / "other", tiny_folder, "--init", finished, *options) == 2
         told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
         assert len(told) == 1 and message in told[0]
+    assert (
+        run(data, tmp_path / "low", tiny_folder, "--init", finished, "--rank", 1, "--learning-rate", 1e-12, steps=1)
+        == 0
+    )
+    for key, low in weights_of(tmp_path / "low").items():
+        if ".lora_A." in key:
+            other = key.replace(".lora_A.", ".lora_B.")
+            whole, cut = (
+                w[other].flatten(1).float() @ w[key].flatten(1).float() for w in (before, weights_of(tmp_path / "low"))
+            )
+            values = torch.linalg.svdvals(whole)
+            assert len(low) == 1
+            assert float((whole - cut).norm()) == pytest.approx(float(values[1:].norm()), rel=0.02, abs=1e-3)
     assert run(data, finished, tiny_folder, "--init", finished, "--overwrite") == 2
     assert "which is `out` too" in capsys.readouterr().err and same(before, weights_of(finished))
 

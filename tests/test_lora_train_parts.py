@@ -22,7 +22,7 @@ from lora.encoding import choose_prompts
 from lora.objective import Objective, learning_rate_at
 from lora.own_samples import OwnSamples, discriminative_loss
 from lora.run_history import RunHistory
-from lora.samples import CopyCheck, write_sheet
+from lora.samples import CopyCheck, decode, write_sheet
 from lora.verdict import paired_difference
 
 from .test_lora_train import CAPTIONS, make_folder
@@ -214,3 +214,23 @@ def test_sheet_says_synthetic_and_leaves_no_part(tmp_path):
     sheet = np.asarray(Image.open(tmp_path / "sheets" / "one.jpg"))
     assert sheet.shape == (128, 256, 3) and sheet[:64, :64].max() > 200 and sheet[:64, :64].min() < 50
     assert [path.name for path in (tmp_path / "sheets").iterdir()] == ["one.jpg"]
+
+
+def test_noise_of_a_modality_is_drawn_as_the_pipeline_draws_it():
+    pipe = tiny_pipeline()
+    fit = {
+        "level": [-2.0, 0, 0, 0, 0, 0],
+        "lowest": 0.01,
+        "highest": 0.5,
+        "spectrum": [0.0] + [1.0] * 16,
+        "strength": 1,
+    }
+    pipe.register_to_config(image_noise={"ct-head": fit})
+    prompts = ["axial CT of the head, brain window", "chest X-ray, PA view"]
+    with torch.no_grad():
+        latents = pipe(prompts, seed=[3, 4], output_type="latent", num_inference_steps=2).images
+        wanted = pipe(prompts, seed=[3, 4], output_type="pt", num_inference_steps=2).images.mean(1)
+    found = decode(pipe.vae, latents.cpu().float(), torch.device("cpu"), [fit, None], [3, 4]).mean(3) / 255
+    plain = decode(pipe.vae, latents.cpu().float(), torch.device("cpu")).mean(3) / 255
+    assert np.abs(found - wanted.numpy()).max() < 0.02
+    assert np.abs(found - plain)[0].mean() > 0.02 and (found == plain)[1].all()
