@@ -163,15 +163,24 @@ class FeatureMatching:
         training, batch = self.trainer.training, self.trainer.config.batch
         return rng.choice(training, batch, replace=batch > len(training))
 
-    def begin(self) -> None:
-        """Draw the first images to compare with."""
+    def _first(self, description: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features of `QUEUE` images drawn with the weights as they are, the same captions and noise each time.
+
+        And the numbers of their captions.
+        """
+        features, captions = [], []
         batches = -(-QUEUE // self.trainer.config.batch)
         hidden = not self.trainer.accelerator.is_main_process
-        for number in tqdm(range(batches), desc="drawing images to match", disable=hidden, mininterval=1):
+        for number in tqdm(range(batches), desc=description, disable=hidden, mininterval=1):
             rng = np.random.default_rng([self.trainer.config.seed, FIRST, number])
             chosen = self._choose(rng)
-            features = self._made(chosen, rng, gradient=False)
-            self._remember(self._gathered(features, len(chosen)), self._captions(chosen))
+            features.append(self._gathered(self._made(chosen, rng, gradient=False), len(chosen)))
+            captions.append(self._captions(chosen))
+        return torch.cat(features)[-QUEUE:], torch.cat(captions)[-QUEUE:]
+
+    def begin(self) -> None:
+        """Draw the first images to compare with."""
+        self._remember(*self._first("drawing images to match"))
 
     def losses(self, micro: int) -> torch.Tensor:
         """The loss of each image of this process's share of a batch, (N,); its mean's gradient is that of the MMD."""
@@ -193,8 +202,8 @@ class FeatureMatching:
         return 2 * found
 
     def distance(self) -> float:
-        """Squared MMD between the latest images drawn and training images."""
-        made = self.queue[0].detach()
+        """Squared MMD between images drawn with the weights as they are, the same each time, and training images."""
+        made, _ = self._first("measuring")
         pairs = [kernel(some, some) for some in (made, self.real)]
         own = [(pair.sum() - pair.diagonal().sum()) / (len(pair) * max(len(pair) - 1, 1)) for pair in pairs]
         return float(own[0] + own[1] - 2 * kernel(made, self.real).mean())

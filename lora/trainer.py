@@ -265,6 +265,8 @@ class AdapterTrainer:
         with self.weights(self.ema), contextlib.nullcontext() if self.history.records else self.bare_base():
             losses = self.validation_loss.measure(self.pipe.unet)
             latents = self.sampler.draw(*self.sheet_requests())
+            stage = self.history.stage_of(self.step)
+            distance = {"feature_distance": self._matching().distance()} if "matched" in stage else {}
         self.check_finite(float(losses.sum()) if len(losses) else 0.0)
         record = {
             "step": self.step,
@@ -273,9 +275,7 @@ class AdapterTrainer:
             "samples": len(latents),
             "seconds": self.seconds,
         }
-        record |= self.history.stage_of(self.step)
-        if "matched" in record:
-            record["feature_distance"] = self._matching().distance()
+        record |= {**stage, **distance}
         self.history.records.append(record)
         if self.history.best() is record:
             copy_weights(self.ema, self.best)

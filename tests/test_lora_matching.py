@@ -73,14 +73,12 @@ def test_matching_brings_drawn_images_nearer_to_the_training_images(data, tiny_f
     assert all("matching_loss" in line for line in log if line not in validated)
     trainer = trainers[0]
 
-    def distance() -> float:
-        trainer.matching.begin()
-        return trainer.matching.distance()
-
+    distance = trainer.matching.distance
     with trainer.bare_base():
         before = distance()
     with trainer.weights(trainer.best):
         assert distance() < 0.85 * before
+        assert round(distance(), 6) == min(line["feature_distance"] for line in validated[1:])
 
 
 @pytest.mark.usefixtures("network")
