@@ -4,11 +4,10 @@ The squared maximum mean discrepancy (Gretton et al. 2012) falls between feature
 generative moment matching networks (Li et al. 2015), with the cubic kernel that KID is defined with (Binkowski et al.
 2018); images whose captions many share are matched among themselves too, so that what a caption names is kept. Features
 are those of EfficientNet-Lite1 and -Lite2 (`perceptual`), not of the networks that judge in `evaluation`, the default
-of which is their relative; each sees its own random crop of an image. Small pictures of 16 pixels count as a third
-network: without them, chest X-rays gained sharp edges, as one network likes them, by too much contrast, and came nearer
-to real images for that network and for no other. Images are drawn as users draw them, with fewer steps; the gradient
-goes through decoder and scheduler to what the denoiser predicts at a few of the steps, and not through its inputs
-(DRTune, Wu et al. 2024).
+of which is their relative. Small pictures of 16 pixels count as a third network: without them, chest X-rays gained
+sharp edges by too much contrast. Images are drawn as users draw them, with as many steps: taught at 12 steps, chest
+X-rays came nearer to real ones at 12 steps and not at 25. The gradient goes through decoder and scheduler to what the
+denoiser predicts at a few of the steps, and not through its inputs (DRTune, Wu et al. 2024).
 """
 
 from __future__ import annotations
@@ -25,13 +24,11 @@ from pipeline.pipeline_noise import add_image_noise
 
 from .perceptual import load_perceptual, normalised
 
-INFERENCE_STEPS = 12  # or the pipeline's, if those are fewer
 GRADIENT_STEPS = 3  # the last one, and others at random
 QUEUE = 48  # drawn images that a new one is compared with, beside those of its own batch
 REAL = 1200  # training images that they are compared with, at most
 SMALL = 16  # side of the small pictures
 SMALL_SCALE = 0.7  # of their features: that of one whose pixels differ as those of training images do, were it 1
-CROP = 0.6  # least side of the square that a network sees, as a share of the image's side
 SIZES = (1, 2)  # of the networks: EfficientNet-Lite1 and -Lite2
 SMOOTH: dict[str, Any] = {"mode": "bilinear", "antialias": True, "align_corners": False}
 SHARED = 20  # training images that must have a caption for it to be matched on its own
@@ -61,7 +58,7 @@ class FeatureMatching:
         self.real_caption = torch.from_numpy(captions[compared]).to(device)
         self.middle: torch.Tensor | float = 0.0
         self.spread = 1.0  # these two of the small pictures
-        self.real = self._features_of(training[compared], rng)
+        self.real = self._features_of(training[compared])
         small = self.real[:, -1]
         self.middle = small.mean(0)
         self.spread = float((small - self.middle).square().sum(1).mean().sqrt() / FEATURES**0.5 / SMALL_SCALE)
@@ -72,24 +69,25 @@ class FeatureMatching:
 
     # ---- features -----------------------------------------------------------------------------------------------
 
-    def _features(self, images: torch.Tensor, chosen: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
+    def _features(self, images: torch.Tensor, chosen: np.ndarray) -> torch.Tensor:
         """Features (N, networks, 1280) of images (N, 3, H, W) in [0, 1]; grey where their modality is."""
         grey = torch.tensor([self.trainer.profile(i).photometric_interpretation != "RGB" for i in chosen.tolist()])
         images = torch.where(grey.view(-1, 1, 1, 1).to(images.device), images.mean(1, keepdim=True), images)
-        found = [network.extract_features(normalised(crops(images, rng))).float() for network in self.networks]
+        seen = normalised(functional.interpolate(images, (NETWORK_SIZE, NETWORK_SIZE), **SMOOTH))
+        found = [network.extract_features(seen).float() for network in self.networks]
         small = functional.interpolate(images, (SMALL, SMALL), **SMOOTH).flatten(1)
         small = (functional.pad(small, (0, FEATURES - small.shape[1])) - self.middle) / self.spread
         return torch.stack([*(features.mean((2, 3)) for features in found), small], 1)
 
     @torch.no_grad()
-    def _features_of(self, chosen: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
+    def _features_of(self, chosen: np.ndarray) -> torch.Tensor:
         """Features of training images."""
         parts, device = [], self.trainer.accelerator.device
         hidden = not self.trainer.accelerator.is_main_process
         for start in tqdm(range(0, len(chosen), 16), desc="looking at training images", disable=hidden, mininterval=1):
             some = chosen[start : start + 16]
             pixels = torch.from_numpy(self.trainer.data.images[some]).permute(0, 3, 1, 2).to(device)
-            parts.append(self._features(pixels.float() / 255, some, rng))
+            parts.append(self._features(pixels.float() / 255, some))
         return torch.cat(parts)
 
     # ---- drawing ------------------------------------------------------------------------------------------------
@@ -99,7 +97,7 @@ class FeatureMatching:
         trainer = self.trainer
         pipe, sampler, device = trainer.pipe, trainer.sampler, trainer.accelerator.device
         scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
-        scheduler.set_timesteps(min(INFERENCE_STEPS, sampler.steps), device=device)
+        scheduler.set_timesteps(sampler.steps, device=device)
         taught: set[int] = set()
         if rng is not None:
             last = len(scheduler.timesteps) - 1
@@ -140,7 +138,7 @@ class FeatureMatching:
             noise = [trainer.noise_of(i) for i in own.tolist()]
             noisy = add_image_noise(images.detach().cpu(), noise, seeds).to(images.device)
             images = images + (noisy - images.detach())
-            return self._features(images, own, np.random.default_rng([rank, *seeds]))
+            return self._features(images, own)
 
     def _gathered(self, features: torch.Tensor, count: int) -> torch.Tensor:
         """Features of a batch of `count`, from all processes, without gradient."""
@@ -207,17 +205,6 @@ class FeatureMatching:
         pairs = [kernel(some, some) for some in (made, self.real)]
         own = [(pair.sum() - pair.diagonal().sum()) / (len(pair) * max(len(pair) - 1, 1)) for pair in pairs]
         return float(own[0] + own[1] - 2 * kernel(made, self.real).mean())
-
-
-def crops(images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """A random square of each image (N, 3, H, W), brought to the size that the networks take."""
-    side, found = min(images.shape[-2:]), []
-    for image in images:
-        cut = round(side * rng.uniform(CROP, 1))
-        top, left = (int(rng.integers(whole - cut + 1)) for whole in image.shape[-2:])
-        square = image[None, :, top : top + cut, left : left + cut]
-        found.append(functional.interpolate(square, (NETWORK_SIZE, NETWORK_SIZE), **SMOOTH))
-    return torch.cat(found)
 
 
 def kernel(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:

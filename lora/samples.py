@@ -123,7 +123,7 @@ def write_sheet(images: np.ndarray, path: Path) -> None:
         draw.text(place, "SYNTHETIC", "white", font, anchor="ld", stroke_width=1, stroke_fill="black")
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    sheet.save(part, format="JPEG", quality=88, optimize=True, progressive=True)
+    sheet.save(part, format="JPEG", quality=75, optimize=True, progressive=True)
     part.replace(path)
 
 
