@@ -61,7 +61,8 @@ class FeatureMatching:
         self.real = self._features_of(training[compared])
         small = self.real[:, -1]
         self.middle = small.mean(0)
-        self.spread = float((small - self.middle).square().sum(1).mean().sqrt() / FEATURES**0.5 / SMALL_SCALE)
+        spread = (small - self.middle).square().sum(1).mean().sqrt() / FEATURES**0.5 / SMALL_SCALE
+        self.spread = float(spread.clamp(min=1e-6))  # where all training images are the same
         self.real[:, -1] = (small - self.middle) / self.spread
         width = (QUEUE, *self.real.shape[1:])
         self.queue = torch.nn.ParameterList([torch.zeros(width), torch.zeros(QUEUE)]).requires_grad_(False).to(device)
@@ -92,16 +93,14 @@ class FeatureMatching:
 
     # ---- drawing ------------------------------------------------------------------------------------------------
 
-    def _draw(self, rows: np.ndarray, seeds: list[int], rng: np.random.Generator | None) -> torch.Tensor:
-        """Draw scaled latents (N, C, h, w); with `rng`, which chooses the steps, they carry a gradient."""
+    def _draw(self, rows: np.ndarray, seeds: list[int], rng: np.random.Generator) -> torch.Tensor:
+        """As `Sampler.draw`, with a gradient through some of the steps, which `rng` chooses."""
         trainer = self.trainer
         pipe, sampler, device = trainer.pipe, trainer.sampler, trainer.accelerator.device
         scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
         scheduler.set_timesteps(sampler.steps, device=device)
-        taught: set[int] = set()
-        if rng is not None:
-            last = len(scheduler.timesteps) - 1
-            taught = {last, *rng.choice(last, min(GRADIENT_STEPS - 1, last), replace=False).tolist()}
+        last = len(scheduler.timesteps) - 1
+        taught = {last, *rng.choice(last, min(GRADIENT_STEPS - 1, last), replace=False).tolist()}
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         noise = torch.cat([torch.randn((1, *sampler.shape), generator=generator) for generator in generators])
         latents = noise.to(device) * scheduler.init_noise_sigma
@@ -127,11 +126,12 @@ class FeatureMatching:
         trainer = self.trainer
         rank, world = trainer.accelerator.process_index, trainer.accelerator.num_processes
         wordings = trainer.encoded.wordings
-        rows = wordings[rng.integers(len(wordings), size=len(chosen)), chosen][rank::world]
-        seeds = rng.integers(2**40, size=len(chosen)).tolist()[rank::world]
-        own = chosen[rank::world]
+        rows = wordings[rng.integers(len(wordings), size=len(chosen)), chosen]
+        seeds = rng.integers(2**40, size=len(chosen)).tolist()
+        drawn = None if gradient else trainer.sampler.draw(rows.tolist(), seeds)[rank::world]
+        rows, seeds, own = rows[rank::world], seeds[rank::world], chosen[rank::world]
         with torch.set_grad_enabled(gradient):
-            latents = self._draw(rows, seeds, rng if gradient else None)
+            latents = self._draw(rows, seeds, rng) if drawn is None else drawn.to(trainer.accelerator.device)
             self.vae.to(latents.device, memory_format=torch.channels_last)
             decoded = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype), return_dict=False)
             images = (decoded[0].float() / 2 + 0.5).clamp(0, 1)
