@@ -178,7 +178,12 @@ def compare(without: Distance, with_adapter: Distance) -> dict[str, Any]:
 
 
 def compare_features(
-    without: dict[int, np.ndarray], with_adapter: dict[int, np.ndarray], real: np.ndarray, target: float
+    without: dict[int, np.ndarray],
+    with_adapter: dict[int, np.ndarray],
+    real: np.ndarray,
+    target: float,
+    packs: dict[int, list[str]] | None = None,
+    real_packs: list[str] | None = None,
 ) -> dict[str, Any]:
     """KID without and with an adapter: over all runs, and run by run.
 
@@ -190,11 +195,18 @@ def compare_features(
         Features of the val images.
     target
         Fall of KID that is wanted. It is met where the KID over all runs falls so far and the intervals do not overlap.
+    packs, real_packs
+        Of the prompts, by seed, and of the val images. So many are of each by design, which the intervals keep to.
     """
+
+    def distance(side: dict[int, np.ndarray], seeds: Sequence[int]) -> Distance:
+        groups = None if packs is None else [pack for s in seeds for pack in packs[s]]
+        features = np.concatenate([side[s] for s in seeds])
+        return kernel_distance(features, real, groups=groups, real_groups=real_packs, seed=seeds[0])
+
     sides = (without, with_adapter)
-    by_seed = {str(s): compare(*(kernel_distance(side[s], real, seed=s) for side in sides)) for s in without}
-    first = next(iter(without))
-    pooled = compare(*(kernel_distance(np.concatenate(list(side.values())), real, seed=first) for side in sides))
+    by_seed = {str(s): compare(*(distance(side, [s]) for side in sides)) for s in without}
+    pooled = compare(*(distance(side, list(without)) for side in sides))
     met = pooled["fall"] is not None and pooled["fall"] >= target and not pooled["intervals_overlap"]
     return {**pooled, "target": target, "met": met, "by_seed": by_seed}
 
@@ -255,6 +267,9 @@ def compare_adapters(
             raise ValueError(
                 f"`data` holds {len(val[name])} val images of {name!r}: KID needs at least {MINIMUM_COUNT}"
             )
+        if lone := [pack for pack, found in count_by(val[name], "pack").items() if found == 1]:
+            raise ValueError(f"`data` holds one val image of {', '.join(lone)}: a pack needs two, to make a pair")
+        _draw(val[name], count, seeds)
     pipe = pipe if pipe is not None else load_pipeline(model)
     if pipe.get_list_adapters():
         raise ValueError("`pipe` has adapters loaded: the bare base is wanted; call `unload_lora_weights()`")
@@ -280,7 +295,8 @@ def compare_adapters(
         results[name]["judge"]["real_val"] = recognised(name, seen[name])
     return {
         "what": "adapters",
-        "measure": "KID without and with each adapter, unbiased, cubic polynomial kernel; 95 % bootstrap intervals",
+        "measure": "KID without and with each adapter, unbiased, cubic polynomial kernel; 95 % bootstrap intervals, "
+        "redrawn within each pack",
         "network": looks[0].description,
         "judge": {
             "what": f"linear on EfficientNet-Lite0 features at {JUDGE_SIZE} px, trained on the real train split only",
@@ -327,6 +343,15 @@ def kept_results(earlier: str | Path, measured: Collection[str], settings: dict[
     return results
 
 
+def _draw(rows: list[dict[str, str]], count: int, seeds: Sequence[int]) -> dict[int, list[dict[str, str]]]:
+    """Rows of each run, packs in proportion; ValueError where a run has a single one of a pack, which makes no pair."""
+    drawn = {s: spread(rows, "pack", count_by(rows, "pack"), count, s) for s in seeds}
+    lone = {pack for some in drawn.values() for pack, found in count_by(some, "pack").items() if found == 1}
+    if lone:
+        raise ValueError(f"`count` is {count}: that is one image of {', '.join(sorted(lone))}, and a pack needs two")
+    return drawn
+
+
 def _measure(
     pipe: Any,
     adapter: Adapter,
@@ -340,13 +365,13 @@ def _measure(
 ) -> dict[str, Any]:
     """Measure one adapter; the pipeline is bare before and after."""
     name = adapter.name
-    shares = count_by(rows["val"], "pack")
-    prompts = {s: [row["text"] for row in spread(rows["val"], "pack", shares, count, s)] for s in seeds}
+    shares, drawn = count_by(rows["val"], "pack"), _draw(rows["val"], count, seeds)
+    packs, val_packs = {s: [row["pack"] for row in some] for s, some in drawn.items()}, [r["pack"] for r in rows["val"]]
 
     def runs() -> tuple[dict[int, np.ndarray], dict[str, Any]]:
         made = {
-            s: generate(pipe, texts, seed=s * SEED_STRIDE, modality=adapter.modality, **how)
-            for s, texts in prompts.items()
+            s: generate(pipe, [row["text"] for row in some], seed=s * SEED_STRIDE, modality=adapter.modality, **how)
+            for s, some in drawn.items()
         }
         settings = {key: value for key, value in made[seeds[0]][1].items() if key != "seed"}
         return {s: images for s, (images, _) in made.items()}, settings
@@ -359,6 +384,7 @@ def _measure(
     finally:
         pipe.unload_lora_weights()
     sample = spread(rows["train"], "pack", shares, min(count * len(seeds), len(rows["train"])), seeds[0])
+    sample_packs = [row["pack"] for row in sample]
     real = [real_images(name, some, how["cache"]) for some in (rows["val"], sample)]
     target = TARGET_NEW if name in NEW_PACKS.values() else TARGET_KNOWN
 
@@ -368,8 +394,9 @@ def _measure(
             {s: extract_features(some, network=network, progress=False) for s, some in by_seed.items()}
             for by_seed in images.values()
         )
-        found = compare_features(without, with_adapter, val, target)
-        return {**found, "floor": asdict(kernel_distance(floor, val, seed=seeds[0]))}
+        found = compare_features(without, with_adapter, val, target, packs, val_packs)
+        of_sample = kernel_distance(floor, val, groups=sample_packs, real_groups=val_packs, seed=seeds[0])
+        return {**found, "floor": asdict(of_sample)}
 
     kid, *others = [distances(network) for network in networks]
     made_for = adapter.metadata.get("base_model_sha256")

@@ -126,6 +126,38 @@ def test_interval_covers_the_true_value(shift):
     assert covered >= 88
 
 
+def test_interval_of_strata_covers_the_true_value_and_is_narrower():
+    rng = np.random.default_rng(3)
+
+    def drawn(count: int) -> tuple[np.ndarray, list[str]]:
+        """As many about each of two points far apart."""
+        names = ["one", "other"] * (count // 2)
+        return rng.normal(size=(count, 8)) + np.array([[1.5 if name == "one" else -1.5] for name in names]), names
+
+    truth = kernel_distance(drawn(4000)[0] + 0.3, drawn(4000)[0], draws=1).kid
+    covered, values, widths, plain = 0, [], [], []
+    for trial in range(100):
+        (made, groups), (real, real_groups) = drawn(60), drawn(60)
+        found = kernel_distance(made + 0.3, real, groups=groups, real_groups=real_groups, draws=200, seed=trial)
+        whole = kernel_distance(made + 0.3, real, draws=200, seed=trial)
+        values.append(found.kid)
+        covered += found.low <= truth <= found.high
+        widths.append(found.high - found.low)
+        plain.append(whole.high - whole.low)
+    assert covered >= 88
+    assert abs(np.mean(values) - truth) < 3 * np.std(values) / np.sqrt(len(values))
+    assert np.mean(widths) < 0.6 * np.mean(plain)
+    with pytest.raises(ValueError, match="`real_groups` holds 59 names for 60 images"):
+        kernel_distance(made, real, real_groups=real_groups[1:])
+    with pytest.raises(ValueError, match="`groups` has one image of lone: each group needs two"):
+        kernel_distance(made, real, groups=["lone", *groups[1:]])
+
+
+def test_one_stratum_redraws_as_none():
+    made, real = np.random.default_rng(4).normal(size=(2, 30, 8))
+    assert kernel_distance(made, real, groups=["a"] * 30, real_groups=["b"] * 30) == kernel_distance(made, real)
+
+
 def test_images_against_themselves_their_blur_and_noise():
     val, train, noise = structured(30, 0), structured(30, 1), np.random.default_rng(2).integers(0, 256, (30, 96, 96, 3))
     result = compare(noise.astype(np.uint8), val, train)

@@ -174,6 +174,21 @@ def test_target_is_met_only_by_a_fall_that_is_deep_and_clear():
     assert compare_features(same, same, real, 0.3)["met"] is False
 
 
+def test_intervals_keep_the_packs_in_proportion():
+    rng = np.random.default_rng(0)
+    names = ["a", "b"] * 20
+    apart = np.array([[1.5 if name == "a" else -1.5] for name in names])
+
+    def features(shift: float) -> dict[int, np.ndarray]:
+        return {seed: rng.normal(size=(40, 16)) + apart + shift for seed in (0, 1)}
+
+    sets, real = (features(0.6), features(0.3)), features(0)[0]
+    plain = compare_features(*sets, real, 0.3)
+    strata = compare_features(*sets, real, 0.3, {0: names, 1: names}, names)
+    assert strata["with"]["kid"] > plain["with"]["kid"]  # no image makes a pair with itself: of one pack are too few
+    assert plain["intervals_overlap"] is True and strata["intervals_overlap"] is False
+
+
 def test_recognised_counts_what_the_adapter_was_made_for():
     def seen(name: str, *kinds: str) -> dict:
         return recognised(name, np.array([CLASSES.index(kind) for kind in kinds]))
