@@ -53,6 +53,7 @@ class FeatureMatching:
         compared = np.sort(rng.permutation(len(training))[:REAL])
         numbers, captions = np.unique(trainer.encoded.plain[training], return_inverse=True)
         self.caption = dict(zip(training.tolist(), captions.tolist(), strict=True))  # number of each image's caption
+        self.sorted = training[np.argsort(captions, kind="stable")]
         shared = np.bincount(captions[compared], minlength=len(numbers)) >= SHARED
         self.shared = torch.from_numpy(shared).to(device)
         self.real_caption = torch.from_numpy(captions[compared]).to(device)
@@ -158,8 +159,13 @@ class FeatureMatching:
     # ---- the run ------------------------------------------------------------------------------------------------
 
     def _choose(self, rng: np.random.Generator) -> np.ndarray:
-        training, batch = self.trainer.training, self.trainer.config.batch
-        return rng.choice(training, batch, replace=batch > len(training))
+        """One training image at random of each of `batch` equal parts of the set, sorted by caption.
+
+        So a few images are made up nearly as the set is; else what is by chance too many would be taught to be fewer.
+        """
+        batch = self.trainer.config.batch
+        places = (np.arange(batch) + rng.random(batch)) / batch * len(self.sorted)
+        return rng.permutation(self.sorted[places.astype(int)])
 
     def _first(self, description: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Features of `QUEUE` images drawn with the weights as they are, the same captions and noise each time.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -78,7 +79,13 @@ def test_matching_brings_drawn_images_nearer_to_the_training_images(data, tiny_f
         before = distance()
     with trainer.weights(trainer.best):
         assert distance() < 0.85 * before
-        assert round(distance(), 6) == min(line["feature_distance"] for line in validated[1:])
+        assert distance() == pytest.approx(min(line["feature_distance"] for line in validated[1:]), rel=1e-5)
+
+    captions = trainer.matching.caption
+    shares = np.bincount(list(captions.values())) / len(captions)
+    for seed in range(200):
+        chosen = [captions[i] for i in trainer.matching._choose(np.random.default_rng(seed)).tolist()]
+        assert np.abs(np.bincount(chosen, minlength=len(shares)) - 4 * shares).max() < 2  # by chance alone, it would be
 
 
 @pytest.mark.usefixtures("network")
