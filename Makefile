@@ -6,7 +6,7 @@ DATA ?= ../shared/data/images
 VOLUMES ?= ../shared/data/volumes/msd_hippocampus
 WORK ?= build/base
 NAMESPACE ?= ORG
-ADAPTERS ?= brain-mri nuclei covid-chest-xray
+ADAPTERS ?= chest-xray brain-mri nuclei covid-chest-xray
 
 .PHONY: demo test quality train-base index train-adapters evaluate evaluate-look evaluate-use evaluate-adapters evaluate-trust evaluate-volumes \
   train-volumes publish clean
@@ -36,9 +36,12 @@ train-adapters: $(VENV)/.test ## train the shipped adapters on the embedded base
 
 TRAIN = $(BIN)/python -m lora.train --overwrite --attribution-column source
 # The base knows these: its images are only matched, as a set, with the training images.
+MATCH = --steps 0 --match-learning-rate 2e-4 --rank 2 --most 1000 --verdict-count 30
+adapter-chest-xray:
+	$(TRAIN) --data $(DATA)/cxr_kermany $(DATA)/cxr_nih $(DATA)/cxr_shenzhen_tb --out lora/chest-xray \
+	  --modality chest-xray --match-steps 75 $(MATCH)
 adapter-brain-mri:
-	$(TRAIN) --data $(DATA)/mri_brain_tumor --out lora/brain-mri --modality brain-mri \
-	  --steps 0 --match-steps 60 --match-learning-rate 2e-4 --rank 2 --most 1000 --verdict-count 30
+	$(TRAIN) --data $(DATA)/mri_brain_tumor --out lora/brain-mri --modality brain-mri --match-steps 60 $(MATCH)
 adapter-nuclei:
 	$(TRAIN) --data $(DATA)/nuclei_dsb2018 --out lora/nuclei --modality nuclei --contrast stretch \
 	  --steps 1400 --batch 16 --ema-decay 0.996 --validate-every 200
