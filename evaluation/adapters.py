@@ -262,6 +262,7 @@ def compare_adapters(
         raise ValueError(f"`seeds` are {list(seeds)}: allowed are different whole numbers from 0, at least one")
     folders = find_adapters(adapters)
     val = {name: adapter_rows(name, data, "val") for name in ADAPTERS}
+    drawn = {}
     for name in folders:
         if len(val[name]) < MINIMUM_COUNT:
             raise ValueError(
@@ -269,7 +270,7 @@ def compare_adapters(
             )
         if lone := [pack for pack, found in count_by(val[name], "pack").items() if found == 1]:
             raise ValueError(f"`data` holds one val image of {', '.join(lone)}: a pack needs two, to make a pair")
-        _draw(val[name], count, seeds)
+        drawn[name] = _draw(val[name], count, seeds)
     pipe = pipe if pipe is not None else load_pipeline(model)
     if pipe.get_list_adapters():
         raise ValueError("`pipe` has adapters loaded: the bare base is wanted; call `unload_lora_weights()`")
@@ -291,7 +292,7 @@ def compare_adapters(
     for name, adapter in files.items():
         print(f"adapter {name}", file=sys.stderr)
         rows = {"val": val[name], "train": adapter_rows(name, data, "train")}
-        results[name] = _measure(pipe, adapter, folders[name], rows, judge, looks, count, seeds, how)
+        results[name] = _measure(pipe, adapter, folders[name], rows, drawn[name], judge, looks, how)
         results[name]["judge"]["real_val"] = recognised(name, seen[name])
     return {
         "what": "adapters",
@@ -357,15 +358,13 @@ def _measure(
     adapter: Adapter,
     folder: Path,
     rows: dict[str, list[dict[str, str]]],
+    drawn: dict[int, list[dict[str, str]]],
     judge: Judge,
     networks: Sequence[FeatureNetwork],
-    count: int,
-    seeds: Sequence[int],
     how: dict[str, Any],
 ) -> dict[str, Any]:
     """Measure one adapter; the pipeline is bare before and after."""
-    name = adapter.name
-    shares, drawn = count_by(rows["val"], "pack"), _draw(rows["val"], count, seeds)
+    name, shares, seeds = adapter.name, count_by(rows["val"], "pack"), list(drawn)
     packs, val_packs = {s: [row["pack"] for row in some] for s, some in drawn.items()}, [r["pack"] for r in rows["val"]]
 
     def runs() -> tuple[dict[int, np.ndarray], dict[str, Any]]:
@@ -383,7 +382,7 @@ def _measure(
         images["with"], settings = runs()
     finally:
         pipe.unload_lora_weights()
-    sample = spread(rows["train"], "pack", shares, min(count * len(seeds), len(rows["train"])), seeds[0])
+    sample = spread(rows["train"], "pack", shares, min(sum(map(len, drawn.values())), len(rows["train"])), seeds[0])
     sample_packs = [row["pack"] for row in sample]
     real = [real_images(name, some, how["cache"]) for some in (rows["val"], sample)]
     target = TARGET_NEW if name in NEW_PACKS.values() else TARGET_KNOWN
