@@ -16,9 +16,11 @@ import numpy as np
 from PIL import Image
 
 from lora.base_data import load_images, read_rows
+from pipeline.adapter_names import parse_adapter
+from pipeline.batch_maker import load_pipeline
 
 from .classify import judge_images, worded_anew
-from .images import SIZE, count_by, generate, load_pipeline, spread
+from .images import SIZE, count_by, generate, spread
 from .judge import (
     SIDES,
     TASKS,
@@ -38,6 +40,7 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "ct": (("ct_lung_iqothnccd", "ct_chest_luad", "ct_head_hemorrhage"), ("modality",)),
     "brain-mri": (("mri_brain_tumor",), ("modality", "plane", "brain-tumour")),
     "blood-smear": (("blood_pbc",), ("modality", "blood-cell")),
+    "malaria": (("blood_malaria",), ("modality", "malaria")),
 }
 ALL_TASKS = (*TASKS, "side")
 # Least accuracy, and least share of what the judge reaches on real images.
@@ -250,6 +253,7 @@ def faithfulness(
     keep: str | Path | None = None,
     synthetic: str | Path | None = None,
     model: str | Path = "pipeline",
+    adapter: Sequence[str] = (),
     pipe: Any = None,
     varied: bool = False,
     seed: int = 0,
@@ -277,6 +281,8 @@ def faithfulness(
         a column `text`. What was asked for is then read out of the words.
     model, pipe, steps, guidance, batch, cache
         As for `generate`.
+    adapter
+        Adapters to draw with, each NAME_OR_PATH[:WEIGHT].
     varied
         As for `draw_requests`.
     seed
@@ -289,6 +295,10 @@ def faithfulness(
     """
     if count < MINIMUM_COUNT:
         raise ValueError(f"`count` is {count}: numbers from {MINIMUM_COUNT} are allowed")
+    if adapter and (synthetic is not None or pipe is not None):
+        given = "`synthetic`, a folder of finished images" if synthetic is not None else "`pipe`, which has its own"
+        raise ValueError(f"`adapter` is {', '.join(adapter)}, but so is {given}: allowed is one of them")
+    adapters = [parse_adapter(text) for text in adapter]
     if draw < 1 or (synthetic is not None and draw > 1):
         raise ValueError(f"`draw` is {draw}: allowed are numbers from 1, and 1 for a folder of finished images")
     if keep is not None and draw < 2:
@@ -299,7 +309,7 @@ def faithfulness(
         drawn = images[None]
     else:
         requests = draw_requests(data, count, groups=groups, seed=seed, varied=varied)
-        pipe = pipe if pipe is not None else load_pipeline(model)
+        pipe = pipe if pipe is not None else load_pipeline(model, adapters=adapters)
         prompts = [request.prompt for request in requests] * draw
         # No modality is passed on: the words alone must do.
         images, settings = generate(pipe, prompts, seed=seed, steps=steps, guidance=guidance, batch=batch, cache=cache)

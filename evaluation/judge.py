@@ -76,6 +76,7 @@ TASKS = {
         tuple(PACKS), kind_of, {"chest-xray": 2, "ct-chest": 1, "ct-head": 1, "brain-mri": 2, "blood-smear": 2}
     ),
     "blood-cell": Task(("blood_pbc",), label_of, dict.fromkeys(CELLS, 1)),
+    "malaria": Task(("blood_malaria",), label_of, dict.fromkeys(("parasitized", "uninfected"), 1)),
     "brain-tumour": Task(("mri_brain_tumor",), label_of, dict.fromkeys(("glioma", "meningioma", "pituitary"), 1)),
     "plane": Task(("mri_brain_tumor",), view_of, {"axial": 1, "coronal": 1}),
     # One pack alone for both: between packs the source would give the answer away.

@@ -56,6 +56,7 @@ def read_request(prompt: str) -> Request:
         asked["brain-tumour"] = _named(text, tumours)
     if modality == "blood-smear" and not re.search(r"\bfield\b|\bcells\b", text):
         asked["blood-cell"] = _named(text, CELLS)  # a field shows many cells: the judge learnt from single ones
+        asked["malaria"] = _named(text, {"parasitized": ["parasitised", "parasitized"], "uninfected": ["uninfected"]})
     return Request(prompt, {task: answer for task, answer in asked.items() if answer})
 
 

@@ -18,6 +18,7 @@ from evaluation.adapters import (
     ADAPTERS,
     CLASSES,
     NEW_PACKS,
+    _draw,
     adapter_rows,
     class_of,
     compare,
@@ -31,7 +32,7 @@ from evaluation.adapters import (
 )
 from evaluation.features import load_network
 from evaluation.fidelity import Distance
-from evaluation.images import SIZE
+from evaluation.images import SIZE, count_by
 from evaluation.report import write_json
 from lora.base_data import PACKS, read_square
 from lora.data import read_training_data
@@ -187,6 +188,16 @@ def test_intervals_keep_the_packs_in_proportion():
     strata = compare_features(*sets, real, 0.3, {0: names, 1: names}, names)
     assert strata["with"]["kid"] > plain["with"]["kid"]  # no image makes a pair with itself: of one pack are too few
     assert plain["intervals_overlap"] is True and strata["intervals_overlap"] is False
+
+
+def test_runs_have_the_packs_in_proportion_and_two_images_of_each():
+    """A single image of a pack makes no pair: it is refused before the work."""
+    rows = [{"pack": "large", "n": str(i)} for i in range(45)] + [{"pack": "small", "n": str(i)} for i in range(5)]
+    drawn = _draw(rows, 20, [0, 3])
+    assert [count_by(some, "pack") for some in drawn.values()] == [{"large": 18, "small": 2}] * 2
+    assert drawn[0] != drawn[3]
+    with pytest.raises(ValueError, match="`count` is 10: that is one image of small, and a pack needs two"):
+        _draw(rows, 10, [0])
 
 
 def test_recognised_counts_what_the_adapter_was_made_for():

@@ -20,6 +20,7 @@ from evaluation.faithfulness import (
 from evaluation.judge import Judge, fit_linear, in_half, judge_features
 from evaluation.prompt_requests import Request, folder_requests, read_request
 
+from .adapter_samples import save_adapter
 from .test_evaluation import structured
 from .tiny import tiny_pipeline
 
@@ -45,6 +46,8 @@ def test_words_of_a_prompt_become_questions():
     assert asked == {"modality": "chest-xray", "view": "PA", "sex": "M", "side": "as taken"}
     asked = read_request("blood smear, single immature granulocyte").asked
     assert asked == {"modality": "blood-smear", "blood-cell": "immature_granulocyte"}
+    asked = read_request("thin blood smear, single red blood cell parasitised by Plasmodium falciparum malaria").asked
+    assert asked == {"modality": "blood-smear", "malaria": "parasitized"}
     assert read_request("head CT, haemorrhage").asked == {"modality": "ct-head"}
     assert read_request("coronal brain MRI, glioma or meningioma").asked == {
         "modality": "brain-mri",
@@ -56,7 +59,7 @@ def test_words_of_a_prompt_become_questions():
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the real images (../shared) are not here")
 def test_words_of_real_captions_say_what_their_rows_say():
     requests = draw_requests(SHARED, 60)
-    assert len(requests) == 240 and all(read_request(one.prompt).asked == one.asked for one in requests)
+    assert len(requests) == 300 and all(read_request(one.prompt).asked == one.asked for one in requests)
     planes = [one.asked["plane"] for one in requests if "plane" in one.asked]
     assert planes.count("axial") == planes.count("coronal") == 30
     for one in draw_requests(SHARED, 60, varied=True):  # words may be missed, but never misread
@@ -160,7 +163,9 @@ def test_whole_measure_of_a_random_model_with_two_draws(packs, tmp_path, monkeyp
     ("arguments", "words"),
     [
         (["--count", "3"], "`count` is 3: numbers from 10 are allowed"),
-        (["--groups", "toe"], "`groups` has 'toe': allowed are chest-xray, ct, brain-mri, blood-smear"),
+        (["--groups", "toe"], "`groups` has 'toe': allowed are chest-xray, ct, brain-mri, blood-smear, malaria"),
+        (["--adapter", "no/such/one"], "`adapter` is 'no/such/one'; allowed are a folder"),
+        (["--adapter", "nuclei", "--synthetic", "x"], "`adapter` is nuclei, but so is `synthetic`"),
         (["--draw", "0"], "`draw` is 0"),
         (["--synthetic", "nowhere"], "`synthetic` is 'nowhere': there is no such folder"),
         (["--data", "nowhere"], "`data` has no pack"),
@@ -171,6 +176,22 @@ def test_bad_arguments_end_in_one_clear_line(packs, tmp_path, capsys, arguments,
     assert main(["faithfulness", *arguments, *data, "--out", str(tmp_path / "out.json")]) == 2
     error = capsys.readouterr().err.strip()
     assert words in error and len(error.splitlines()) == 1
+
+
+def test_adapter_is_drawn_with(packs, tmp_path, monkeypatch):
+    """Bare and with an adapter of a saved model: other images, and its weight stands in the result."""
+    from evaluation import faithfulness
+
+    monkeypatch.setitem(faithfulness.GROUPS, "brain-mri", (("mri_brain_tumor",), ("plane",)))
+    tiny_pipeline().save_pretrained(tmp_path / "model")
+    save_adapter(tmp_path / "wide")
+    how = {"groups": ["brain-mri"], "count": 12, "model": tmp_path / "model", "steps": 1, "batch": 12}
+    bare, adapted = (
+        faithfulness.faithfulness(packs, cache=tmp_path / "cache", adapter=names, **how)
+        for names in ([], [f"{tmp_path / 'wide'}:0.5"])
+    )
+    assert not bare["settings"]["adapters"] and [one[2] for one in adapted["settings"]["adapters"]] == [0.5]
+    assert len(list((tmp_path / "cache" / "generated").glob("*.png"))) == 24
 
 
 def test_folder_whose_prompts_ask_nothing_is_refused(packs, tmp_path, capsys):
