@@ -27,12 +27,13 @@ from lora.base_data import PACKS, files_of, load_images, read_rows
 from lora.data import squared
 from pipeline.adapter_files import Adapter, check_adapter, read_adapter
 from pipeline.adapter_names import WEIGHT_NAME, shipped_adapters
+from pipeline.batch_maker import load_pipeline
 from pipeline.dicom_input import read_image
 
 from .feature_networks import feature_network
 from .features import FeatureNetwork, extract_features
 from .fidelity import DRAWS, MINIMUM_COUNT, Distance, kernel_distance
-from .images import SIZE, count_by, generate, load_pipeline, spread
+from .images import SIZE, count_by, generate, spread
 from .judge import (
     JUDGE_SIZE,
     MODALITY_ROWS,

@@ -10,8 +10,9 @@ import numpy as np
 
 from lora.base_data import load_images
 from lora.captions import vary_caption
+from pipeline.batch_maker import load_pipeline
 
-from .images import SIZE, count_by, generate, load_pipeline, spread
+from .images import SIZE, count_by, generate, spread
 from .judge import TASKS, Judge, score, task_rows, train_judge
 
 MINIMUM_COUNT = 10

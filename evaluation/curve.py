@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from lora.base_data import load_images
+from pipeline.batch_maker import load_pipeline
 
 from .features import extract_features
 from .fidelity import MINIMUM_COUNT, kernel_distance
-from .images import MODALITIES, SIZE, count_by, generate, load_pipeline, real_rows, spread
+from .images import MODALITIES, SIZE, count_by, generate, real_rows, spread
 from .report import read_json
 
 

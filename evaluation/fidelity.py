@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 
 from lora.base_data import load_images
+from pipeline.batch_maker import load_pipeline
 
 from .compare import Side, blur, compare
 from .feature_networks import feature_network
 from .features import FeatureNetwork
 from .folders import ImageSet, read_set
-from .images import SIZE, count_by, generate, load_pipeline, real_rows, spread
+from .images import SIZE, count_by, generate, real_rows, spread
 from .kid import DRAWS, MINIMUM_COUNT, Distance, kernel_distance
 from .ranked_sheet import write_ranked_sheet
 from .set_measures import NEIGHBOURS, REDRAWS, SSIM_PAIRS

@@ -78,13 +78,6 @@ def count_by(rows: Sequence[dict[str, str]], key: str) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def load_pipeline(model: str | Path) -> Any:
-    """Load the pipeline from a folder or a Hub id, on the best device there is."""
-    from pipeline.pipeline import SyntheticDicomPipeline, best_device
-
-    return SyntheticDicomPipeline.from_pretrained(str(model)).to(best_device())
-
-
 def generate(
     pipe: Any,
     prompts: Sequence[str],

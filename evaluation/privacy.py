@@ -17,13 +17,14 @@ import numpy as np
 import torch
 
 from lora.memorisation import FALSE_ALARMS, copy_threshold
+from pipeline.batch_maker import load_pipeline
 from pipeline.pipeline_memorisation import CELLS, NEIGHBOURS, nearest_of_moved, thumbnails
 
 from .card import privacy_card
 from .feature_networks import feature_network
 from .features import extract_features
 from .folders import ImageSet, read_set
-from .images import SIZE, generate, load_pipeline
+from .images import SIZE, generate
 from .judge import wilson_interval
 from .privacy_pairs import draw_pairs, outside_the_project
 

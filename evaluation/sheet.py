@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from pipeline.batch_maker import load_pipeline
+
 from .classify import draw_prompts
-from .images import generate, load_pipeline
+from .images import generate
 from .judge import TASKS
 
 CAPTION_LINES = 4

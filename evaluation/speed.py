@@ -18,11 +18,10 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from pipeline.batch_maker import load_pipeline
 from pipeline.dicom_files import write_files
 from pipeline.dicom_output import to_dataset
 from pipeline.dicom_profiles import PROFILES
-
-from .images import load_pipeline
 
 PROMPT = "axial contrast-enhanced T1-weighted brain MRI slice, meningioma"
 

@@ -13,9 +13,10 @@ from torch.nn import functional
 
 from lora.base_data import PACKS
 from lora.data_split import split_people
+from pipeline.batch_maker import load_pipeline
 
 from .folders import ImageSet, count_classes, read_set
-from .images import generate, load_pipeline, spread
+from .images import generate, spread
 
 DOMAINS = {
     "brain-tumour": "mri_brain_tumor",

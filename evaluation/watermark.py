@@ -18,13 +18,14 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from lora.base_data import load_images
+from pipeline.batch_maker import load_pipeline
 from pipeline.dicom_pixels import quantise, to_picture
 from pipeline.dicom_profiles import DicomProfile, choose_profile
 from pipeline.dicom_prompt import parse_prompt
 from pipeline.pipeline_watermark import FALSE_ALARMS, THRESHOLD, embed, score
 
 from .features import extract_features
-from .images import MODALITIES, SIZE, load_pipeline, real_rows
+from .images import MODALITIES, SIZE, real_rows
 from .kid import MINIMUM_COUNT, kernel_distance
 
 # Center and width in HU. A window in which nearly all of an image is black or white shows no image: head CT is not
