@@ -4,7 +4,8 @@ The squared maximum mean discrepancy (Gretton et al. 2012) falls between feature
 generative moment matching networks (Li et al. 2015), with the cubic kernel that KID is defined with (Binkowski et al.
 2018); images whose captions many share are matched among themselves too, so that what a caption names is kept. Features
 are those of EfficientNet-Lite1 and -Lite2 (`perceptual`), not of the networks that judge in `evaluation`, the default
-of which is their relative. Small pictures of 16 pixels count as a third network: without them, chest X-rays gained
+of which is their relative. They see the whole at two sizes and its corners: of one view alone they taught whims that
+the judge did not share. Small pictures of 16 pixels count as a third network: without them, chest X-rays gained
 sharp edges by too much contrast. Images are drawn as users draw them, with as many steps: taught at 12 steps, chest
 X-rays came nearer to real ones at 12 steps and not at 25. The gradient goes through decoder and scheduler to what the
 denoiser predicts at a few of the steps, and not through its inputs (DRTune, Wu et al. 2024).
@@ -17,9 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
 
-from evaluation.features import FEATURES, NETWORK_SIZE
+from evaluation.features import FEATURES
 from pipeline.pipeline_noise import add_image_noise
 
 from .perceptual import load_perceptual, normalised
@@ -27,8 +29,11 @@ from .perceptual import load_perceptual, normalised
 GRADIENT_STEPS = 3  # the last one, and others at random
 QUEUE = 48  # drawn images that a new one is compared with, beside those of its own batch
 REAL = 1200  # training images that they are compared with, at most
+WHOLE = (224, 288)  # sides in pixels at which the networks see an image whole
+CORNER, CORNER_SIZE = 0.6, 160  # a corner's share of the image's sides, and its side in pixels as they see it
 SMALL = 16  # side of the small pictures
 SMALL_SCALE = 0.7  # of their features: that of one whose pixels differ as those of training images do, were it 1
+SMALL_WEIGHT = 1 / 3  # of them in the kernel
 SIZES = (1, 2)  # of the networks: EfficientNet-Lite1 and -Lite2
 SMOOTH: dict[str, Any] = {"mode": "bilinear", "antialias": True, "align_corners": False}
 SHARED = 20  # training images that must have a caption for it to be matched on its own
@@ -72,14 +77,18 @@ class FeatureMatching:
     # ---- features -----------------------------------------------------------------------------------------------
 
     def _features(self, images: torch.Tensor, chosen: np.ndarray) -> torch.Tensor:
-        """Features (N, networks, 1280) of images (N, 3, H, W) in [0, 1]; grey where their modality is."""
+        """Features (N, views, 1280) of images (N, 3, H, W) in [0, 1]; grey where their modality is.
+
+        Of each view of `views` by each network, and small pictures as the last.
+        """
         grey = torch.tensor([self.trainer.profile(i).photometric_interpretation != "RGB" for i in chosen.tolist()])
         images = torch.where(grey.view(-1, 1, 1, 1).to(images.device), images.mean(1, keepdim=True), images)
-        seen = normalised(functional.interpolate(images, (NETWORK_SIZE, NETWORK_SIZE), **SMOOTH))
-        found = [network.extract_features(seen).float() for network in self.networks]
+        seen = [(network, view) for view in views(images) for network in self.networks]
+        # Computed twice, so that the memory is that of one view.
+        found = [checkpoint(_seen_by, network, view, use_reentrant=False) for network, view in seen]
         small = functional.interpolate(images, (SMALL, SMALL), **SMOOTH).flatten(1)
         small = (functional.pad(small, (0, FEATURES - small.shape[1])) - self.middle) / self.spread
-        return torch.stack([*(features.mean((2, 3)) for features in found), small], 1)
+        return torch.stack([*found, small], 1)
 
     @torch.no_grad()
     def _features_of(self, chosen: np.ndarray) -> torch.Tensor:
@@ -213,10 +222,28 @@ class FeatureMatching:
         return float(own[0] + own[1] - 2 * kernel(made, self.real).mean())
 
 
+def views(images: torch.Tensor) -> list[torch.Tensor]:
+    """What the networks see of images (N, 3, H, W) in [0, 1]: the whole at two sizes, and the four corners."""
+    seen = [(images, size) for size in WHOLE]
+    height, width = (round(CORNER * side) for side in images.shape[2:])
+    for rows in (slice(None, height), slice(-height, None)):
+        seen += [(images[:, :, rows, columns], CORNER_SIZE) for columns in (slice(None, width), slice(-width, None))]
+    return [normalised(functional.interpolate(part, (size, size), **SMOOTH)) for part, size in seen]
+
+
+def _seen_by(network: Any, view: torch.Tensor) -> torch.Tensor:
+    features: torch.Tensor = network.extract_features(view)
+    return features.float().mean((2, 3))
+
+
 def kernel(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """(x.y / d + 1)^3 of each pair of features (N, networks, d) and (M, networks, d), mean over networks, (N, M)."""
+    """(x.y / d + 1)^3 of each pair of features (N, views, d) and (M, views, d), (N, M).
+
+    The mean over views; the last, the small pictures, counts a third.
+    """
     products = torch.einsum("nkd,mkd->knm", one, other)
-    return ((products / one.shape[-1] + 1) ** 3).mean(0)
+    cubes = (products / one.shape[-1] + 1) ** 3
+    return (1 - SMALL_WEIGHT) * cubes[:-1].mean(0) + SMALL_WEIGHT * cubes[-1]
 
 
 def witness(
@@ -234,9 +261,9 @@ def witness(
     Parameters
     ----------
     features, captions
-        Of the images that are taught, (N, networks, D), and numbers of their captions, (N,).
+        Of the images that are taught, (N, views, D), and numbers of their captions, (N,).
     made, made_captions
-        Of drawn images, (M, networks, D) and (M,), without gradient.
+        Of drawn images, (M, views, D) and (M,), without gradient.
     real, real_captions
         Of training images.
     shared

@@ -12,7 +12,7 @@ import torch
 from evaluation.kid import kernel_distance
 from lora import matching, train
 from lora.config import AdapterConfig
-from lora.matching import kernel, witness
+from lora.matching import kernel, views, witness
 from lora.run_history import RunHistory
 
 from .test_lora_train import ROUNDS, data, ends_the_same_when_broken_off, run, trainers  # noqa: F401 (fixtures)
@@ -29,7 +29,7 @@ def network(monkeypatch):
 def test_the_witness_is_that_of_the_kernel_distance():
     """Its mean over drawn images less that over real ones is KID, computed elsewhere."""
     generator = torch.Generator().manual_seed(0)
-    made, real = (torch.randn(30, 1, 16, generator=generator) + shift for shift in (0.5, 0.0))
+    made, real = ((torch.randn(30, 1, 16, generator=generator) + shift).repeat(1, 3, 1) for shift in (0.5, 0.0))
     plain = torch.zeros(30, dtype=torch.long)
     own = torch.arange(30)
     none = torch.tensor([False])
@@ -44,7 +44,7 @@ def test_the_witness_is_that_of_the_kernel_distance():
 
 def test_captions_that_many_share_are_matched_among_themselves():
     """Two captions with each other's images: as one set they fit, by caption they do not."""
-    left, right = (row.repeat(20, 1, 1) * 3 for row in torch.eye(2))
+    left, right = (row.repeat(20, 2, 1) * 3 for row in torch.eye(2))
     real, captions = torch.cat([left, right]), torch.arange(2).repeat_interleave(20)
     own = torch.arange(40)
 
@@ -57,6 +57,14 @@ def test_captions_that_many_share_are_matched_among_themselves():
     apart, together = gradient(True), gradient(False)
     assert apart[1] > 0 > apart[0]  # the first image, on the right, is drawn to the left
     assert apart.norm() > 10 * together.norm()
+
+
+def test_the_networks_see_the_whole_and_each_corner():
+    images = torch.zeros(1, 3, 64, 64)
+    images[:, :, :8, -8:] = 1  # top right
+    seen = [float(view[:, 0].max()) > float(view[:, 0].min()) for view in views(images)]
+    assert seen == [True, True, False, True, False, False]
+    assert [view.shape[-1] for view in views(images)] == [224, 288, 160, 160, 160, 160]
 
 
 @pytest.mark.usefixtures("network")
