@@ -172,12 +172,10 @@ class AdapterTrainer:
             # What is matched does not go through the wrapped model: its gradients are summed up below.
             with contextlib.nullcontext() if last and matching is None else self.accelerator.no_sync(self.model):
                 losses = self._losses(micro, number) if matching is None else self._matching().losses(micro)
-                loss = losses.sum() * self.accelerator.num_processes / config.batch
-                self.accelerator.backward(loss)
+                loss = self._backward(losses)
                 if matching is not None:
-                    anchor = self._losses(micro, None).sum() * self.accelerator.num_processes / config.batch
-                    self.accelerator.backward(ANCHOR * anchor)
-            total += loss.detach() / config.accumulate
+                    self._backward(ANCHOR * self._losses(micro, None))
+            total += loss / config.accumulate
         if matching is not None:
             for parameter in self.lora:
                 parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
@@ -189,6 +187,12 @@ class AdapterTrainer:
             torch._foreach_lerp_(list(self.ema), list(self.lora), 1 - decay)
         self.step += 1
         return total
+
+    def _backward(self, losses: torch.Tensor) -> torch.Tensor:
+        """Add the gradient of this process's share of a batch, and return its loss."""
+        loss = losses.sum() * self.accelerator.num_processes / self.config.batch
+        self.accelerator.backward(loss)
+        return loss.detach()
 
     def _losses(self, micro: int, number: int | None) -> torch.Tensor:
         """The loss of each image, or in a round of each pair of images, of this process's share of a batch."""
