@@ -16,7 +16,7 @@ from lora import base_autoencoder, base_rounds, base_unet, train_base
 from lora.base_data import PACKS, draw_weights, load_images, read_rows
 from lora.captions import vary_caption
 from lora.checkpoint import load_checkpoint
-from lora.perceptual import load_perceptual, perceptual_features, perceptual_loss
+from lora.perceptual import fold_normalisation, load_perceptual, perceptual_features, perceptual_loss
 from pipeline.pipeline import SyntheticDicomPipeline
 
 from .tiny import tiny_pipeline
@@ -245,6 +245,23 @@ def test_the_perceptual_loss_misses_what_blur_takes():
     half, whole = (perceptual_loss(network, real.lerp(blurred, share), real) for share in (0.5, 1.0))
     assert 0 < half < whole
     assert [f.shape[2] for f in perceptual_features(network, real)] == [32, 16, 8, 4]
+
+
+def test_folding_the_normalisation_changes_no_feature():
+    lite = pytest.importorskip("efficientnet_lite_pytorch").EfficientNet
+    torch.manual_seed(0)
+    network = lite.from_name("efficientnet-lite0").eval()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            for values in (module.running_mean, module.running_var, module.weight, module.bias):
+                values.data.uniform_(0.5, 1.5)
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        before = network.extract_features(images)
+        fold_normalisation(network)
+        after = network.extract_features(images)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules())
+    assert before.std() > 0 and torch.allclose(before, after, rtol=1e-3, atol=1e-4)
 
 
 def test_absent_pack_is_a_clear_error(tmp_path, capsys):
