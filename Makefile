@@ -53,7 +53,7 @@ adapter-covid-chest-xray:
 	$(TRAIN) --data $(DATA)/cxr_covid --out $(WORK)/covid-chest-xray --modality chest-xray \
 	  --steps 1200 --batch 16 --ema-decay 0.998 --validate-every 200 --noise-shift 0.8 --strength 0.7 --verdict-count 40
 	$(TRAIN) --data $(DATA)/cxr_covid --init $(WORK)/covid-chest-xray --out lora/covid-chest-xray --modality chest-xray \
-	  --rank 4 --steps 0 --match-steps 90 --match-learning-rate 2e-4 --verdict-count 30
+	  --rank 4 --steps 0 --match-steps 130 --match-learning-rate 2e-4 --verdict-count 30
 
 EVALUATE = $(BIN)/python -m evaluation
 RESULTS = evaluation/results
