@@ -31,7 +31,7 @@ def load_perceptual(device: str = "cpu", size: int = 2) -> Any:
     ImportError
         The packages that carry the code and the weights are not installed.
     """
-    network = copy.deepcopy(load_network(size))
+    network: Any = copy.deepcopy(load_network(size))
     fold_normalisation(network)
     return network.to(device, memory_format=torch.channels_last)
 
