@@ -17,8 +17,11 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from evaluation.features import IMAGENET_MEAN, IMAGENET_STANDARD_DEVIATION, load_network
 
 # Convolutions, and the normalisation after each: of the stem, of a block, of the head.
-NORMALISED = {"_conv_stem": "_bn0", "_expand_conv": "_bn0", "_depthwise_conv": "_bn1", "_project_conv": "_bn2"}
-NORMALISED |= {"_conv_head": "_bn1"}
+NORMALISED = {
+    "_conv_stem": "_bn0",
+    **{"_expand_conv": "_bn0", "_depthwise_conv": "_bn1", "_project_conv": "_bn2"},
+    "_conv_head": "_bn1",
+}
 DEPTHS = (0, 3, 6, 14)  # last blocks at 1/2, 1/4, 1/8 and 1/16 of the size
 
 
@@ -31,7 +34,7 @@ def load_perceptual(device: str = "cpu", size: int = 2) -> Any:
     ImportError
         The packages that carry the code and the weights are not installed.
     """
-    network: Any = copy.deepcopy(load_network(size))
+    network: Any = copy.deepcopy(load_network(size))  # the one given is shared, and stays as it is
     fold_normalisation(network)
     return network.to(device, memory_format=torch.channels_last)
 
