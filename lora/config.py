@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.dicom_profiles import MODALITY_NAMES
+
 TARGETS: dict[str, tuple[str, ...]] = {
     "attention": ("to_q", "to_k", "to_v", "to_out.0"),
     "all": (
@@ -113,8 +115,8 @@ class AdapterConfig:
                 f"`out` ends in {self.out.resolve().name!r}, which names the adapter; allowed are up to 64 letters, "
                 "digits, hyphens and underscores"
             )
-        if self.modality is not None and not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", self.modality):
-            raise ValueError(f"`modality` is {self.modality!r}; allowed are small letters, digits and hyphens")
+        if self.modality is not None and self.modality not in MODALITY_NAMES:
+            raise ValueError(f"`modality` is {self.modality!r}; allowed are {', '.join(MODALITY_NAMES)}")
         for name, allowed in (("target", tuple(TARGETS)), ("mixed_precision", PRECISIONS), ("contrast", CONTRASTS)):
             value = getattr(self, name)
             if value not in allowed and (name != "mixed_precision" or value is not None):

@@ -465,6 +465,7 @@ def test_folders_that_are_not_ours_are_left_alone(data, finished, tiny_folder, t
         (["--rank", "0"], "`rank` is 0"),
         (["--caption-drop", "1"], "`caption_drop` is 1.0"),
         (["--modality", "Doe^John"], "`modality` is 'Doe^John'"),
+        (["--modality", "mammography"], "`modality` is 'mammography'; allowed are chest-xray, ct, "),
         (["--learning-rate", "nan"], "`learning_rate` is nan"),
         (["--noise-shift", "0"], "`noise_shift` is 0.0"),
         (["--rounds", "-1"], "`rounds` is -1"),
