@@ -26,7 +26,7 @@ from pipeline.pipeline_noise import add_image_noise
 
 from .perceptual import load_perceptual, normalised
 
-GRADIENT_STEPS = 6  # the last one, and others at random
+GRADIENT_STEPS = 3  # the last one, and others at random
 QUEUE = 48  # drawn images that a new one is compared with, beside those of its own batch
 REAL = 1200  # training images that they are compared with, at most
 WHOLE = (224, 288)  # sides in pixels at which the networks see an image whole
