@@ -75,6 +75,7 @@ def render_card(record: dict[str, Any]) -> str:
         "",
         f"- {record['steps']} steps, {record['images_seen']} images seen; kept are the weights of step "
         f"{record['kept_step']}; ended because: {record['stop_reason']}",
+        *_distillation(record["config"], samples["guidance_scale"]),
         *_rounds(record["config"]),
         *_matching(record["config"]),
         *_strength(record["config"]),
@@ -93,6 +94,15 @@ def render_card(record: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _distillation(config: dict[str, Any], default: float) -> list[str]:
+    if (guidance := config.get("distil_guidance")) is None:
+        return []
+    return [
+        f"- taught to draw at guidance {default:g} what its start drew at {guidance:g} (guidance distillation, Meng et "
+        "al. 2023), instead of denoising; the losses below are of that, and say nothing of how real images look"
+    ]
 
 
 def _rounds(config: dict[str, Any]) -> list[str]:

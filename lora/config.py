@@ -64,6 +64,11 @@ class AdapterConfig:
         "rectified flow: below 1 favours levels of little noise, where detail is learnt; by default 2 at 256 pixels",
         None,
     )
+    distil_guidance: float | None = _option(
+        "instead of denoising, in `steps` and beside matching, learn to draw at the default guidance what the start "
+        "(`init`, or the bare base) draws at this one; lower gives more varied images (Meng et al. 2023)",
+        None,
+    )
     rounds: int = _option(
         "after `steps`, so many rounds against its own samples: sharper images (Zheng et al. 2025); 0 for none", 0
     )
@@ -135,7 +140,8 @@ class AdapterConfig:
         for name, low, high in (("caption_drop", 0, 1), ("ema_decay", 0, 1), ("validation_share", 0, 1)):
             if not low <= getattr(self, name) < high:
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}; allowed is from {low} to below {high}")
-        for name in ("learning_rate", "alpha", "noise_shift", "round_learning_rate", "match_learning_rate", "strength"):
+        rates = ("learning_rate", "round_learning_rate", "match_learning_rate")
+        for name in (*rates, "alpha", "noise_shift", "distil_guidance", "strength"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise ValueError(f"`{name}` is {value!r}; allowed is a number above 0")

@@ -88,6 +88,15 @@ class Objective:
         return noisy, timesteps, self.noise_schedule.get_velocity(clean, noise, timesteps)
 
 
+def denoising_losses(
+    denoiser: Any, noisy: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor, target: torch.Tensor
+) -> torch.Tensor:
+    """Mean squared error of what a denoiser predicts of each image, (N,)."""
+    predicted = denoiser(noisy, timesteps, text, return_dict=False)[0]
+    losses: torch.Tensor = (predicted.float() - target).square().mean((1, 2, 3))
+    return losses
+
+
 def learning_rate_at(step: int, steps: int, peak: float) -> float:
     """Warm up over the first twentieth of the steps (at most 100), hold, fall over the last quarter to a hundredth."""
     warmup = max(1, min(100, steps // 20))

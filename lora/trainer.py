@@ -6,7 +6,7 @@ import contextlib
 import copy
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,9 @@ from .checkpoint import load_checkpoint, save_checkpoint
 from .config import AdapterConfig
 from .data import TrainingData
 from .encoding import EMPTY, EncodedData
+from .guidance import GuidanceDistillation
 from .matching import FeatureMatching
-from .objective import Objective, learning_rate_at
+from .objective import Objective, denoising_losses, learning_rate_at
 from .own_samples import OwnSamples, discriminative_loss
 from .run_folder import RunFolder
 from .run_history import RunHistory
@@ -76,8 +77,10 @@ class AdapterTrainer:
         )
         self.model, self.prepared = accelerator.prepare(pipe.unet, self.optimizer)
         self.sampler = Sampler(pipe, accelerator, encoded.embeddings, config.batch)
+        guidance = config.distil_guidance
+        self.losses = denoising_losses if guidance is None else GuidanceDistillation(self, guidance)
         self.validation_loss = ValidationLoss(
-            self.objective, accelerator, data, encoded, batch=config.batch, seed=config.seed
+            self.objective, accelerator, data, encoded, batch=config.batch, seed=config.seed, losses=self.losses
         )
         self.copy_check = CopyCheck(encoded.latents, data.groups, data.validation)
         self.matching = FeatureMatching(self) if config.match_steps else None
@@ -87,24 +90,22 @@ class AdapterTrainer:
     # ---- weights ------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def weights(self, which: torch.nn.ParameterList) -> Iterator[None]:
+    def weights(self, which: Iterable[torch.Tensor]) -> Iterator[None]:
         """Put other weights into the denoiser for a while."""
-        kept = [parameter.detach().clone() for parameter in self.lora]
+        kept, training = [parameter.detach().clone() for parameter in self.lora], self.pipe.unet.training
         copy_weights(which, self.lora)
         self.pipe.unet.eval()
         try:
             yield
         finally:
             copy_weights(kept, self.lora)
+            self.pipe.unet.train(training)
 
     @contextlib.contextmanager
     def bare_base(self) -> Iterator[None]:
-        """Take the adapter off for a while."""
-        self.pipe.unet.disable_adapters()
-        try:
+        """Take the adapter off for a while: weights of zero add nothing."""
+        with self.weights([torch.zeros_like(parameter) for parameter in self.lora]):
             yield
-        finally:
-            self.pipe.unet.enable_adapters()
 
     def _stored(self) -> dict[str, torch.nn.Module]:
         more = {**(self.own.stored if self.own else {}), **(self.matching.stored if self.matching else {})}
@@ -200,11 +201,10 @@ class AdapterTrainer:
         noisy, timesteps, target = self.objective.corrupt(clean, noise, position)
         noisy = noisy.contiguous(memory_format=torch.channels_last)
         reference = self._reference_errors(noisy, timesteps, embedded, target) if number is not None else None
-        predicted = self.model(noisy, timesteps, embedded, return_dict=False)[0]
-        losses = (predicted.float() - target).square().mean((1, 2, 3))
-        if reference is not None:
-            losses = discriminative_loss(losses.view(2, -1), reference.view(2, -1))
-        return losses
+        if reference is None:
+            return self.losses(self.model, noisy, timesteps, embedded, target)
+        losses = denoising_losses(self.model, noisy, timesteps, embedded, target)
+        return discriminative_loss(losses.view(2, -1), reference.view(2, -1))
 
     def _matching(self) -> FeatureMatching:
         assert self.matching is not None
@@ -261,9 +261,7 @@ class AdapterTrainer:
     ) -> torch.Tensor:
         assert self.own is not None
         with self.weights(self.own.reference), self.accelerator.autocast():
-            predicted = self.pipe.unet(noisy, timesteps, embedded, return_dict=False)[0]
-        self.model.train()
-        return (predicted.float() - target).square().mean((1, 2, 3))
+            return denoising_losses(self.pipe.unet, noisy, timesteps, embedded, target)
 
     # ---- validation ---------------------------------------------------------------------------------------------
 

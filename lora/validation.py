@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -11,14 +12,14 @@ from accelerate import Accelerator
 
 from .data import TrainingData
 from .encoding import EncodedData
-from .objective import Objective
+from .objective import Objective, denoising_losses
 
 LEVELS = 8  # noise levels an image, one of each eighth of their distribution
 IMAGES = 64  # at most so many images: validation must not take longer than what lies between
 
 
 class ValidationLoss:
-    """Mean squared error of the denoiser on held-out images with their plain captions.
+    """Loss of the denoiser on held-out images with their plain captions: of each image by `losses`, as in training.
 
     Attributes
     ----------
@@ -37,7 +38,9 @@ class ValidationLoss:
         *,
         batch: int,
         seed: int,
+        losses: Callable[..., torch.Tensor] = denoising_losses,
     ) -> None:
+        self.losses = losses
         self.objective, self.accelerator, self.encoded, self.batch = objective, accelerator, encoded, batch
         self.exact = False
         held_out = np.flatnonzero(data.validation)
@@ -61,7 +64,6 @@ class ValidationLoss:
             text = self.encoded.embeddings[torch.from_numpy(self.encoded.plain)[index]].float().to(device)
             noisy, timesteps, target = self.objective.corrupt(clean, self.noise[some].to(device), self.position[some])
             with nullcontext() if self.exact else accelerator.autocast():
-                predicted = unet(noisy, timesteps, text, return_dict=False)[0]
-            losses[some.to(device)] = (predicted.float() - target).square().mean((1, 2, 3))
+                losses[some.to(device)] = self.losses(unet, noisy, timesteps, text, target)
         losses = accelerator.reduce(losses, "sum")
         return losses.view(-1, LEVELS).mean(1).cpu().double().numpy()

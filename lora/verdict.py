@@ -40,8 +40,9 @@ def judge(trainer: AdapterTrainer, data: TrainingData) -> dict[str, Any]:
     """Compare the bare base with the adapter whose weights are in place now."""
     loss, kid = _loss(trainer, data), _kid(trainer, data)
     found = [_kid_says(kid), _loss_says(loss)]
-    if (trainer.config.rounds or trainer.config.match_steps) and found[0] != NOT_MEASURED:
-        found = found[:1]  # neither rounds against own samples nor matching seek the least loss
+    config = trainer.config
+    if config.distil_guidance is not None or ((config.rounds or config.match_steps) and found[0] != NOT_MEASURED):
+        found = found[:1]  # neither rounds against own samples nor matching seek the least loss; distilling has another
     # The pictures count first; where they cannot tell, the loss does.
     clear = [word for word in found if word in (HELPED, WORSE)]
     conclusion = clear[0] if clear else UNCLEAR if UNCLEAR in found else NOT_MEASURED
