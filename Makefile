@@ -37,6 +37,7 @@ train-adapters: $(VENV)/.test ## train the shipped adapters on the embedded base
 TRAIN = $(BIN)/python -m lora.train --overwrite --attribution-column source
 # The base knows these: its images are only matched, as a set, with the training images.
 MATCH = --steps 0 --match-learning-rate 2e-4 --rank 2 --most 1000 --verdict-count 30
+DISTIL = --steps 400 --batch 4 --ema-decay 0.98 --validate-every 200
 adapter-chest-xray:
 	$(TRAIN) --data $(DATA)/cxr_kermany $(DATA)/cxr_nih $(DATA)/cxr_shenzhen_tb --out lora/chest-xray \
 	  --modality chest-xray --match-steps 75 $(MATCH)
@@ -48,12 +49,14 @@ adapter-nuclei:
 	  --steps 1400 --batch 16 --ema-decay 0.996 --validate-every 200 --verdict-count 0
 	$(TRAIN) --data $(DATA)/nuclei_dsb2018 --init $(WORK)/nuclei --out lora/nuclei --modality nuclei --contrast stretch \
 	  --rank 4 --steps 200 --batch 16 --learning-rate 3e-4 --ema-decay 0.98 --validate-every 100 --verdict-count 30
-# What is learnt goes onto the base at 0.7, is cut down to rank 4 and matched.
+# What is learnt goes onto the base at 0.7, is cut down to rank 4 and matched, and taught to draw as it does at less guidance.
 adapter-covid-chest-xray:
 	$(TRAIN) --data $(DATA)/cxr_covid --out $(WORK)/covid-chest-xray --modality chest-xray \
 	  --steps 1200 --batch 16 --ema-decay 0.998 --validate-every 200 --noise-shift 0.8 --strength 0.7 --verdict-count 40
-	$(TRAIN) --data $(DATA)/cxr_covid --init $(WORK)/covid-chest-xray --out lora/covid-chest-xray --modality chest-xray \
-	  --rank 4 --steps 0 --match-steps 130 --match-learning-rate 2e-4 --verdict-count 30
+	$(TRAIN) --data $(DATA)/cxr_covid --init $(WORK)/covid-chest-xray --out $(WORK)/matched/covid-chest-xray --modality chest-xray \
+	  --rank 4 --steps 0 --match-steps 130 --match-learning-rate 2e-4 --verdict-count 0
+	$(TRAIN) --data $(DATA)/cxr_covid --init $(WORK)/matched/covid-chest-xray --out lora/covid-chest-xray --modality chest-xray \
+	  --rank 4 --distil-guidance 1.4 $(DISTIL) --learning-rate 5e-4 --verdict-count 30
 
 EVALUATE = $(BIN)/python -m evaluation
 RESULTS = evaluation/results

@@ -101,7 +101,7 @@ def _distillation(config: dict[str, Any], default: float) -> list[str]:
         return []
     return [
         f"- taught to draw at guidance {default:g} what its start drew at {guidance:g} (guidance distillation, Meng et "
-        "al. 2023), instead of denoising; the losses below are of that, and say nothing of how real images look"
+        "al. 2023), instead of denoising; the losses here are of that, and say nothing of how real images look"
     ]
 
 

@@ -41,8 +41,8 @@ NAMED = {"loss": "validate_every", "discriminative_loss": "round_steps", "matchi
 class AdapterTrainer:
     """A run: the adapter's weights as they are trained, their moving average, the best so far, and the history.
 
-    Plain denoising comes first, then the rounds against own samples and the matching of features, where the
-    configuration asks for them.
+    Plain denoising, or the distillation of guidance, comes first, then the rounds against own samples and the matching
+    of features, where the configuration asks for them.
 
     Step `s` draws its images, noise and wordings from (seed, s) alone, so that neither a break nor the number of
     processes changes what is learnt. What is decided (the best weights, when to stop) follows from the history.
@@ -200,9 +200,9 @@ class AdapterTrainer:
         clean, noise, position, embedded = self._draw_batch(micro, number)
         noisy, timesteps, target = self.objective.corrupt(clean, noise, position)
         noisy = noisy.contiguous(memory_format=torch.channels_last)
-        reference = self._reference_errors(noisy, timesteps, embedded, target) if number is not None else None
-        if reference is None:
+        if number is None:
             return self.losses(self.model, noisy, timesteps, embedded, target)
+        reference = self._reference_errors(noisy, timesteps, embedded, target)
         losses = denoising_losses(self.model, noisy, timesteps, embedded, target)
         return discriminative_loss(losses.view(2, -1), reference.view(2, -1))
 
