@@ -91,15 +91,17 @@ class AdapterTrainer:
 
     @contextlib.contextmanager
     def weights(self, which: Iterable[torch.Tensor]) -> Iterator[None]:
-        """Put other weights into the denoiser for a while."""
-        kept, training = [parameter.detach().clone() for parameter in self.lora], self.pipe.unet.training
+        """Put other weights into the denoiser for a while.
+
+        It is left in evaluation mode, as a resumed run finds it: what is drawn in the other differs in the last bits.
+        """
+        kept = [parameter.detach().clone() for parameter in self.lora]
         copy_weights(which, self.lora)
         self.pipe.unet.eval()
         try:
             yield
         finally:
             copy_weights(kept, self.lora)
-            self.pipe.unet.train(training)
 
     @contextlib.contextmanager
     def bare_base(self) -> Iterator[None]:
@@ -203,6 +205,7 @@ class AdapterTrainer:
         if number is None:
             return self.losses(self.model, noisy, timesteps, embedded, target)
         reference = self._reference_errors(noisy, timesteps, embedded, target)
+        self.model.train()
         losses = denoising_losses(self.model, noisy, timesteps, embedded, target)
         return discriminative_loss(losses.view(2, -1), reference.view(2, -1))
 
