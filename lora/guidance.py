@@ -37,10 +37,8 @@ class GuidanceDistillation:
         """Squared error of each image, (N,): of the guided prediction, and of that without caption."""
         empty = self.trainer.encoded.embeddings[:1].float().to(text.device).expand_as(text)
         given = torch.cat([noisy] * 2), torch.cat([timesteps] * 2), torch.cat([empty, text])
-        training = denoiser.training
         with torch.no_grad(), self.trainer.weights(self.start):
             without, named = denoiser(*given, return_dict=False)[0].float().chunk(2)
-        denoiser.train(training)
         wanted = without + self.guidance * (named - without)
         free, named = denoiser(*given, return_dict=False)[0].float().chunk(2)
         guided = free + self.trainer.sampler.guidance * (named - free)

@@ -65,6 +65,7 @@ class Sampler:
     def draw(self, rows: Sequence[int], seeds: Sequence[int], description: str | None = None) -> torch.Tensor:
         """Scaled latents, float32 (N, C, h, w), of prompts given by their rows; with a description, a progress bar."""
         accelerator, device = self.accelerator, self.accelerator.device
+        self.denoiser.unet.eval()  # what is drawn in the other mode, which training leaves, differs in the last bits
         latents = torch.zeros(len(rows), *self.shape, device=device)
         own = list(range(len(rows)))[accelerator.process_index :: accelerator.num_processes]
         hidden = description is None or not accelerator.is_main_process

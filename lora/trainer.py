@@ -91,13 +91,9 @@ class AdapterTrainer:
 
     @contextlib.contextmanager
     def weights(self, which: Iterable[torch.Tensor]) -> Iterator[None]:
-        """Put other weights into the denoiser for a while.
-
-        It is left in evaluation mode, as a resumed run finds it: what is drawn in the other differs in the last bits.
-        """
+        """Put other weights into the denoiser for a while."""
         kept = [parameter.detach().clone() for parameter in self.lora]
         copy_weights(which, self.lora)
-        self.pipe.unet.eval()
         try:
             yield
         finally:
@@ -205,7 +201,6 @@ class AdapterTrainer:
         if number is None:
             return self.losses(self.model, noisy, timesteps, embedded, target)
         reference = self._reference_errors(noisy, timesteps, embedded, target)
-        self.model.train()
         losses = denoising_losses(self.model, noisy, timesteps, embedded, target)
         return discriminative_loss(losses.view(2, -1), reference.view(2, -1))
 
@@ -386,7 +381,8 @@ class AdapterTrainer:
 
 
 def copy_weights(source: Any, target: Any) -> None:
-    """Copy parameters in place."""
+    """Copy parameters in place; what autocast has kept of them in lower precision is dropped."""
     with torch.no_grad():
         for one, other in zip(source, target, strict=True):
             other.copy_(one)
+    torch.clear_autocast_cache()
