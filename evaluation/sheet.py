@@ -61,7 +61,7 @@ def make_sheet(
     data
         Folder with the packs.
     out
-        The PNG or, by its suffix, JPEG.
+        The PNG or, by its suffix, JPEG or WebP.
     rows, columns
         Of the sheet. The modalities share the tiles evenly and stand in order.
     blind
@@ -85,8 +85,8 @@ def make_sheet(
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(out.name + ".part")
-    # A JPEG is a tenth of the size, and small enough to be kept in a repository.
-    kind = "JPEG" if out.suffix.lower() in (".jpg", ".jpeg") else "PNG"
+    # These two are a tenth of the size, and small enough to be kept in a repository.
+    kind = {".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}.get(out.suffix.lower(), "PNG")
     sheet.save(part, format=kind, optimize=True, progressive=True, quality=64)
     part.replace(out)
     tiles = [{"prompt": prompt, "modality": answer} for prompt, answer in zip(prompts, answers, strict=True)]
