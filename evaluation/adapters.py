@@ -283,9 +283,10 @@ def compare_adapters(
         "num_inference_steps": pipe.config.default_num_inference_steps if steps is None else steps,
         "guidance_scale": pipe.config.default_guidance_scale if guidance is None else guidance,
     }
-    results = kept_results(earlier, folders, defaults) if earlier and Path(earlier).is_file() else {}
-    kept = sorted(results)
     looks = [feature_network(name, data=data, cache=cache) for name in networks]
+    described = {look.name: look.description for look in looks[1:]}
+    results = kept_results(earlier, folders, defaults, described) if earlier and Path(earlier).is_file() else {}
+    kept = sorted(results)
     judge = train_judge(data, cache=cache)
     seen = {name: judge.predict(real_images(name, rows, cache)) for name, rows in val.items()}
     answers = [CLASSES.index(class_of(row)) for rows in val.values() for row in rows]
@@ -312,7 +313,9 @@ def compare_adapters(
     }
 
 
-def kept_results(earlier: str | Path, measured: Collection[str], settings: dict[str, Any]) -> dict[str, Any]:
+def kept_results(
+    earlier: str | Path, measured: Collection[str], settings: dict[str, Any], networks: dict[str, str]
+) -> dict[str, Any]:
     """What an earlier run found of adapters that are not measured now, by name; each says how many images it is of.
 
     Parameters
@@ -323,6 +326,8 @@ def kept_results(earlier: str | Path, measured: Collection[str], settings: dict[
         Names of those that are.
     settings
         What must be equal of each: `model_sha256`, `num_inference_steps` and `guidance_scale`.
+    networks
+        So must be the descriptions of the networks beside the first, by name: one trained anew sees otherwise.
 
     Raises
     ------
@@ -337,6 +342,9 @@ def kept_results(earlier: str | Path, measured: Collection[str], settings: dict[
         then, now = {key: one["settings"][key] for key in settings}, dict(settings)
         if name in shipped:
             then["adapter"], now["adapter"] = one["settings"]["adapters"][0][1], read_adapter(shipped[name]).sha256
+        for network, description in networks.items():
+            then[network] = one["networks"].get(network, {}).get("network")
+            now[network] = description
         if changed := [key for key in now if now[key] != then[key]]:
             raise ValueError(
                 f"`keep`: {Path(earlier).name} has {name!r} with another {', '.join(changed)}; measure it again too"

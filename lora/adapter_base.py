@@ -55,8 +55,11 @@ def read_init(source: str, pipe: Any, config: AdapterConfig) -> Adapter:
     ValueError
         It cannot be read, or has other layers, a lower rank or another scale than the run.
     """
-    adapter = read_adapter(source)
-    check_adapter(adapter, pipe.unet, pipe.text_encoder)
+    try:
+        adapter = read_adapter(source)
+        check_adapter(adapter, pipe.unet, pipe.text_encoder)
+    except ValueError as error:
+        raise ValueError(f"`init`: {error}") from error
     endings = TARGETS[config.target]
     layers = {
         f"unet.{name}"

@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import shutil
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -28,6 +27,7 @@ from .adapter_card import render_card
 from .config import TARGETS
 from .data import TrainingData
 from .memorisation import index_of_data
+from .peak_memory import highest, peak_memory
 from .run_folder import WEIGHTS, write_text
 from .trainer import AdapterTrainer
 from .verdict import judge
@@ -174,7 +174,8 @@ def training_record(
         "parameters": sum(parameter.numel() for parameter in trainer.lora),
         "hardware": _hardware(trainer),
         "seconds": round(trainer.seconds),
-        "peak_memory": _peak_memory(),
+        # Not this process's alone: one that only finishes a run takes less than one that trained.
+        "peak_memory": highest([*(r.get("peak_memory", {}) for r in trainer.history.records), peak_memory()]),
     }
 
 
@@ -195,13 +196,3 @@ def _hardware(trainer: AdapterTrainer) -> dict[str, Any]:
         "precision": trainer.accelerator.mixed_precision,
         "torch": torch.__version__,
     }
-
-
-def _peak_memory() -> dict[str, int]:
-    """In bytes, of this process since it began."""
-    found = {}
-    if sys.platform != "win32":
-        import resource
-
-        found["main"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return found | ({"gpu": torch.cuda.max_memory_allocated()} if torch.cuda.is_available() else {})

@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import os
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from .data_split import draw_people, number_people, split_people
 from .header_captions import HeaderFacts, plain_header_caption, vary_header_caption, vary_text
 
 MAX_UNREADABLE = 0.1  # share of the files that are tried
+DARK = 26  # of 255: an image without a brighter pixel is dark
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +95,7 @@ class TrainingData:
 
 
 def read_training_data(
-    sources: Sequence[str | Path],
+    data: Sequence[str | Path],
     *,
     size: int = 256,
     validation_share: float = 0.2,
@@ -112,7 +114,7 @@ def read_training_data(
 
     Parameters
     ----------
-    sources
+    data
         Each a folder with a `metadata.csv` (imagefolder), a folder of DICOM files and pictures (found recursively), a
         folder written by `datasets.save_to_disk`, or else the Hub id ORG/NAME of a data set, the only case that uses
         the network.
@@ -147,9 +149,9 @@ def read_training_data(
         With one sentence that says what is wrong with the data or an argument. It holds no text of the data.
     """
     _check(size, validation_share, frames_per_file, contrast, most)
-    sources = [sources] if isinstance(sources, (str, Path)) else list(sources)
+    sources = [data] if isinstance(data, (str, Path)) else list(data)
     if not sources:
-        raise ValueError("`sources` is empty; give at least one folder.")
+        raise ValueError("`data` is empty; give at least one folder.")
     named = Columns(image_column, caption_column, group_column, attribution_column)
     listed: list[Source] = []
     positions = itertools.count(1)
@@ -170,6 +172,12 @@ def read_training_data(
             print(f"unreadable: {record.position}: {record.name!r}: {record.reason}", file=sys.stderr)
     _check_unreadable(unreadable, len(unreadable) + len({id(record) for record, _ in items}))
     used = [record for record, _ in items]
+    if default_caption and not any(_caption(record, default_caption) == default_caption for record in used):
+        raise ValueError(
+            f"`default_caption` is {default_caption!r}, but every image has a caption of a table or of its header; "
+            "what headers say is replaced by a `captions.csv` with `file_name` and `text`"
+        )
+    _warn_of_darkness(images)
     groups = number_people(keys)
     given = np.array([{"train": 0, "val": 1}.get(record.split or "", -1) for record in used])
     return TrainingData(
@@ -200,14 +208,24 @@ def _check_memory(count: int, size: int) -> None:
     needed, pages = count * size * size * 3, getattr(os, "sysconf_names", {}).get("SC_PHYS_PAGES")
     if pages is not None and needed > os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE") // 2:
         raise ValueError(
-            f"`sources` hold {count} images, which need {needed / 2**30:.0f} GiB, more than half of the memory here; "
+            f"`data` holds {count} images, which need {needed / 2**30:.0f} GiB, more than half of the memory here; "
             "use fewer with `most`."
+        )
+
+
+def _warn_of_darkness(images: np.ndarray) -> None:
+    dark = sum(int(image.max()) < DARK for image in images)
+    if dark > len(images) / 2:
+        warnings.warn(
+            f"{dark} of {len(images)} images are nowhere brighter than a tenth of white, as values of 12 bits in files "
+            'of 16 are; `contrast` "stretch" brings each image to its full range',
+            stacklevel=3,
         )
 
 
 def _check_unreadable(unreadable: Sequence[Record], tried: int) -> None:
     if not tried:
-        raise ValueError("`sources` hold no image.")
+        raise ValueError("`data` holds no image.")
     if len(unreadable) > MAX_UNREADABLE * tried:
         first = "; ".join(f"file {record.position}: {record.reason}" for record in unreadable[:5])
         raise ValueError(
@@ -292,8 +310,9 @@ def _read(
             continue
         if not _caption(record, default_caption):
             raise ValueError(
-                f"File {position} is a picture without a caption: give a `captions.csv` with the columns `file_name` "
-                "and `text` in its folder, or one `default_caption` for all."
+                f"File {position} is a picture without a caption: write it into the column `text`, or that of "
+                "`caption_column`, of `metadata.csv` or `captions.csv` (with `file_name`) in its folder, or give one "
+                "`default_caption` for all."
             )
         done += [(record, frame) for frame in frames[position]]
     return images[: len(done)], done, keys, failed

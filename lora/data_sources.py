@@ -60,7 +60,7 @@ def list_source(source: str | Path, number: int, named: Columns) -> Source:
     place = f"source {number}"
     if folder.is_dir():
         if not os.access(folder, os.R_OK | os.X_OK):
-            raise ValueError(f"`sources`: {place} is a folder that may not be opened; check its permissions.")
+            raise ValueError(f"`data`: {place} is a folder that may not be opened; check its permissions.")
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
             return _from_dataset(_saved_dataset(folder, place), place, named)
         if (folder / "metadata.csv").is_file():
@@ -69,13 +69,11 @@ def list_source(source: str | Path, number: int, named: Columns) -> Source:
                 return _from_table(folder, columns, rows, place, named)
         return _from_folder(folder, place, named)
     if folder.exists():
-        raise ValueError(f"`sources`: {place} is a file; give the folder that it lies in.")
+        raise ValueError(f"`data`: {place} is a file; give the folder that it lies in.")
     identifier = str(source)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", identifier) and not identifier.startswith(".") and not folder.parent.exists():
         return _from_dataset(_hub_dataset(identifier, place), place, named)
-    raise ValueError(
-        f"`sources`: {place} is {identifier!r}; it must be a folder, or the Hub id ORG/NAME of a data set."
-    )
+    raise ValueError(f"`data`: {place} is {identifier!r}; it must be a folder, or the Hub id ORG/NAME of a data set.")
 
 
 def read_bytes(path: Path, count: int = -1) -> bytes:
@@ -145,7 +143,7 @@ def list_files(folder: Path) -> list[Path]:
             and name.lower() not in PASSED_OVER_NAMES
         ]
     if failed:
-        raise ValueError(f"`sources`: {len(failed)} folder(s) in it may not be opened; check their permissions.")
+        raise ValueError(f"`data`: {len(failed)} folder(s) in it may not be opened; check their permissions.")
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
 
 
@@ -263,7 +261,7 @@ def _from_folder(folder: Path, place: str, named: Columns) -> Source:
 def _saved_dataset(folder: Path, place: str) -> Any:
     import datasets
 
-    message = f"`sources`: {place} is a folder of a saved data set that `datasets` cannot load."
+    message = f"`data`: {place} is a folder of a saved data set that `datasets` cannot load."
     return attempt(lambda: datasets.load_from_disk(str(folder)), message)
 
 
@@ -274,7 +272,7 @@ def _hub_dataset(identifier: str, place: str) -> Any:
         return datasets.load_dataset(identifier)
     except Exception as error:  # offline, absent, private, of many configurations: the library says which
         raise ValueError(
-            f"`sources`: {place} is {identifier!r}, which is no folder here, and as a data set of the Hub it cannot be "
+            f"`data`: {place} is {identifier!r}, which is no folder here, and as a data set of the Hub it cannot be "
             f"loaded ({type(error).__name__})."
         ) from error
 

@@ -26,6 +26,7 @@ from .guidance import GuidanceDistillation
 from .matching import FeatureMatching
 from .objective import Objective, denoising_losses, learning_rate_at
 from .own_samples import OwnSamples, discriminative_loss
+from .peak_memory import peak_memory
 from .run_folder import RunFolder
 from .run_history import RunHistory
 from .samples import CopyCheck, Sampler, decode, write_sheet
@@ -279,6 +280,7 @@ class AdapterTrainer:
             "copies": self.copy_check.count(latents),
             "samples": len(latents),
             "seconds": self.seconds,
+            "peak_memory": peak_memory(),
         }
         record |= {**stage, **distance}
         self.history.records.append(record)

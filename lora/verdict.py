@@ -39,10 +39,11 @@ def paired_difference(before: np.ndarray, after: np.ndarray, people: np.ndarray,
 def judge(trainer: AdapterTrainer, data: TrainingData) -> dict[str, Any]:
     """Compare the bare base with the adapter whose weights are in place now."""
     loss, kid = _loss(trainer, data), _kid(trainer, data)
-    found = [_kid_says(kid), _loss_says(loss)]
     config = trainer.config
-    if config.distil_guidance is not None or ((config.rounds or config.match_steps) and found[0] != NOT_MEASURED):
-        found = found[:1]  # neither rounds against own samples nor matching seek the least loss; distilling has another
+    found = [_kid_says(kid)]
+    # Neither rounds against own samples nor matching seek the least loss, and distilling has another.
+    if not (config.rounds or config.match_steps or config.distil_guidance is not None):
+        found.append(_loss_says(loss))
     # The pictures count first; where they cannot tell, the loss does.
     clear = [word for word in found if word in (HELPED, WORSE)]
     conclusion = clear[0] if clear else UNCLEAR if UNCLEAR in found else NOT_MEASURED
@@ -73,7 +74,8 @@ def _kid(trainer: AdapterTrainer, data: TrainingData) -> dict[str, Any]:
     if count < MINIMUM:
         return {"not_measured": f"`verdict_count` is {count}; KID needs at least {MINIMUM}"}
     if len(held_out) < MINIMUM:
-        return {"not_measured": f"{len(held_out)} images were held out; KID needs at least {MINIMUM}"}
+        few = f"{len(held_out)} images were held out"
+        return {"not_measured": f"{few}; KID needs at least {MINIMUM}, see `validation_share`"}
     try:
         from evaluation.features import extract_features, load_network
         from evaluation.fidelity import kernel_distance

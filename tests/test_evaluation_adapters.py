@@ -337,14 +337,16 @@ def test_what_was_found_of_other_adapters_stays_if_it_was_made_alike(result, lor
     path = tmp_path / "adapters.json"
     write_json(path, result)
     settings = {key: result["adapters"]["nuclei"]["settings"][key] for key in ("model_sha256", "num_inference_steps")}
-    kept = kept_results(path, ["covid-chest-xray"], settings)
+    kept = kept_results(path, ["covid-chest-xray"], settings, {})
     assert kept == {"nuclei": json.loads(path.read_text())["adapters"]["nuclei"]}
     for key in settings:
         with pytest.raises(ValueError, match=f"`keep`: adapters.json has 'nuclei' with another {key};"):
-            kept_results(path, ["covid-chest-xray"], {**settings, key: 0})
+            kept_results(path, ["covid-chest-xray"], {**settings, key: 0}, {})
+    with pytest.raises(ValueError, match="with another own;"):
+        kept_results(path, ["covid-chest-xray"], settings, {"own": "trained today"})
     monkeypatch.setattr("evaluation.adapters.shipped_adapters", lambda: {"nuclei": lora / "covid-chest-xray"})
     with pytest.raises(ValueError, match="with another adapter;"):
-        kept_results(path, ["covid-chest-xray"], settings)
+        kept_results(path, ["covid-chest-xray"], settings, {})
 
 
 def test_table_says_whether_the_target_is_reached():

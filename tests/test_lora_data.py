@@ -362,9 +362,25 @@ def test_pictures_of_every_kind(tmp_path):
 
 def test_a_picture_without_a_caption_says_how_to_give_one(tmp_path):
     write_picture(tmp_path / "Quillfeather.png")
-    with pytest.raises(ValueError, match="File 1 is a picture without a caption: give a `captions.csv`") as error:
+    with pytest.raises(ValueError, match="File 1 is a picture without a caption: write it into the column") as error:
         read_training_data([tmp_path], **SMALL)
     assert "Quillfeather" not in str(error.value)
+
+
+def test_a_default_caption_that_no_image_takes_is_refused(tmp_path):
+    for i in range(3):
+        write_dicom(tmp_path / f"{i}.dcm", PatientID=f"{i}")
+    with pytest.raises(ValueError, match="`default_caption` is 'lung', but every image has a caption"):
+        read_training_data([tmp_path], **SMALL, default_caption="lung")
+    write_picture(tmp_path / "a.png")
+    assert "lung" in read_training_data([tmp_path], **SMALL, default_caption="lung").captions
+
+
+def test_pictures_that_are_dark_throughout_are_warned_of(tmp_path):
+    for i in range(3):
+        Image.fromarray(ramp(i).astype(np.uint16) * 16).save(tmp_path / f"{i}.png")  # 12 bits in files of 16
+    with pytest.warns(UserWarning, match='3 of 3 images are nowhere brighter .* `contrast` "stretch"'):
+        read_training_data([tmp_path], **SMALL, default_caption="x")
 
 
 def test_not_flipped_not_squashed(tmp_path):
@@ -446,7 +462,7 @@ def test_tables_as_office_programs_write_them(tmp_path, options):
         ("file_name,text,split\n000.png,x,train\n001.png,x,\n", "Row 2 .* has no `split`"),
         ("file_name,text,split\n000.png,x,val\n001.png,x,val\n", "holds out every image"),
         ("file_name,text,patient_id\n000.png,x-ray of p-4711,P 4711\n", "Row 1 .* `patient_id` in the caption"),
-        ("file_name,text\n", "`sources` hold no image"),
+        ("file_name,text\n", "`data` holds no image"),
         ("file_name,text\nabsent.png,x\n", "1 of 1 files cannot be read.* there is no file"),
         ("file_name,text\n000.png,x\xff\n", "is not UTF-8"),
     ],
@@ -496,7 +512,7 @@ def test_several_sources(tmp_path):
     assert not data.validation[9]
     assert data.validation.sum() == 3  # one that is given, two of the other nine
     assert data.unreadable[0][0] == 16
-    with pytest.raises(ValueError, match="`sources` is empty"):
+    with pytest.raises(ValueError, match="`data` is empty"):
         read_training_data([])
 
 
