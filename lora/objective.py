@@ -97,7 +97,7 @@ def denoising_losses(
     return losses
 
 
-def learning_rate_at(step: int, steps: int, peak: float, warmup: float = 0.05) -> float:
-    """Warm up over the share `warmup` of the steps (at most 100), hold, fall over the last quarter to a hundredth."""
-    rising = max(1, min(100, int(steps * warmup)))
-    return peak * min(1.0, (step + 1) / rising, max(0.01, (steps - step) / (steps * 0.25)))
+def learning_rate_at(step: int, steps: int, peak: float) -> float:
+    """Warm up over the first twentieth of the steps (at most 100), hold, fall over the last quarter to a hundredth."""
+    warmup = max(1, min(100, steps // 20))
+    return peak * min(1.0, (step + 1) / warmup, max(0.01, (steps - step) / (steps * 0.25)))

@@ -164,8 +164,7 @@ class AdapterTrainer:
             if step == 0:
                 self.begin_stage(number)
         for group in self.optimizer.param_groups:
-            # Few steps are matched, at a high rate: in 4 of 90 the optimizer did not yet know the gradients' size.
-            group["lr"] = learning_rate_at(step, steps, peak, warmup=0.05 if matching is None else 0.1)
+            group["lr"] = learning_rate_at(step, steps, peak)
         total = torch.zeros((), device=self.accelerator.device)
         self.model.train()
         for micro in range(config.accumulate):
